@@ -1,0 +1,70 @@
+"""Where an agent keeps its files, and where its socket is.
+
+The folder given by ``--dir`` holds ``agent.json`` (who serves, and on which socket), ``agent.lock`` (held while
+guardian or agent live), ``agent.log``, ``pids.json`` and ``logs/``. The socket lies in the user's runtime folder
+instead, because a Unix socket's path has at most 107 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, Dict
+
+SOCKET_PATH_LIMIT = 107
+
+
+class AgentError(Exception):
+    """The agent cannot do what it was asked; one clear line."""
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the agent's folder and its ``logs``, for this user only."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (folder / "logs").mkdir(mode=0o700, exist_ok=True)
+
+
+def socket_path(run_id: str) -> Path:
+    """Where the run's agent listens; the folder is created, and refused unless it is this user's alone."""
+    name = f"{run_id}.sock"
+    for folder in _runtime_folders():
+        if len(os.fsencode(folder / name)) <= SOCKET_PATH_LIMIT:
+            _own_folder(folder)
+            return folder / name
+    raise AgentError(f"run id {run_id!r} is too long for a socket's path")
+
+
+def read_agent_file(folder: Path) -> Dict[str, Any]:
+    """Who serves this folder: ``run_id``, ``pid``, ``guardian_pid``, ``socket``. FileNotFoundError when nobody does."""
+    content = json.loads((folder / "agent.json").read_text())
+    if not isinstance(content, dict) or "socket" not in content:
+        raise AgentError(f"{folder / 'agent.json'} is damaged: run `pdctl down`")
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Replace the file in one step: a reader sees the old content or the new, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _runtime_folders() -> list[Path]:
+    fallback = Path(f"/tmp/pdctl-{os.geteuid()}")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return [Path(runtime) / "pdctl", fallback] if runtime and Path(runtime).is_dir() else [fallback]
+
+
+def _own_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o700, exist_ok=True)
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise AgentError(f"{folder} is not a folder of yours: remove it, or set XDG_RUNTIME_DIR")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        raise AgentError(f"{folder} is open to other users: run `chmod 700 {folder}`")

@@ -1,0 +1,116 @@
+"""What a host has: processors, memory, GPUs, disk, and who holds the ports that are asked for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+_GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used")
+_NVIDIA_SMI_TIMEOUT_S = 10.0
+_LISTEN = "0A"  # the state in /proc/net/tcp
+
+
+def probe(folder: Path, ports: List[int]) -> Dict[str, Any]:
+    """The inventory of this host, as pdctl/planning/inventory.py reads it. ``folder``: where the state will be."""
+    holders = {port: _holder(port) for port in ports}
+    return {
+        "hostname": socket.gethostname(),
+        "address": _address(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "gpus": _gpus(),
+        "taken_ports": {port: holder for port, holder in holders.items() if holder is not None},
+        "python": sys.executable,
+        "free_disk_bytes": shutil.disk_usage(_existing(folder)).free,
+    }
+
+
+def _address() -> str:
+    """The address of the interface that leads outside; loopback when there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probing:
+        try:
+            probing.connect(("192.0.2.1", 9))  # sends nothing: it only asks for the route
+        except OSError:
+            return "127.0.0.1"
+        return str(probing.getsockname()[0])
+
+
+def _gpus() -> List[Dict[str, Any]]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False)
+    if answer.returncode != 0:  # the tool is there, the driver is not
+        return []
+    return [_gpu(line) for line in answer.stdout.splitlines() if line.strip()]
+
+
+def _gpu(line: str) -> Dict[str, Any]:
+    index, uuid, name, total, used = (field.strip() for field in line.split(","))
+    return {
+        "index": int(index),
+        "uuid": uuid,
+        "name": name,
+        "memory_total_mb": _megabytes(total),
+        "memory_used_mb": _megabytes(used),
+    }
+
+
+def _megabytes(field: str) -> int:
+    """Where GPU and host share one memory, the tool says [N/A]: 0."""
+    return int(field) if field.isdigit() else 0
+
+
+def _holder(port: int) -> Optional[str]:
+    """None when the port can be bound, else who has it: ``pid 123 (nginx)``."""
+    with socket.socket() as probing:
+        probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that linger do not hold a port
+        try:
+            probing.bind(("0.0.0.0", port))
+        except OSError as error:
+            return _owner(port) if error.errno == errno.EADDRINUSE else str(error.strerror)
+    return None
+
+
+def _owner(port: int) -> str:
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for process in Path("/proc").glob("[0-9]*"):
+        if _holds(process, inodes):
+            return f"pid {process.name} ({_name(process)})"
+    return "a process of another user"
+
+
+def _listening_inodes(port: int) -> List[str]:
+    """Column 1 is local address:port in hex, 3 the state, 9 the inode."""
+    suffix = f":{port:04X}"
+    rows = [line.split() for table in ("tcp", "tcp6") for line in _lines(Path("/proc/net") / table)[1:]]
+    return [row[9] for row in rows if row[1].endswith(suffix) and row[3] == _LISTEN]
+
+
+def _holds(process: Path, sockets: "set[str]") -> bool:
+    try:
+        return any(str(fd.readlink()) in sockets for fd in (process / "fd").iterdir())
+    except OSError:  # it ended, or belongs to another user
+        return False
+
+
+def _name(process: Path) -> str:
+    return "".join(_lines(process / "comm")[:1]) or "ended meanwhile"
+
+
+def _lines(path: Path) -> List[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:  # no IPv6 here, or the process ended
+        return []
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,75 @@
+"""The agent is shipped to hosts that have nothing but a Python >= 3.9."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pdctl.agent
+from tests.agent.agent_harness import eventually
+
+SOURCES = sorted(Path(pdctl.agent.__file__).parent.glob("*.py"))
+LIFE = """
+import asyncio, json, sys
+from pdctl.agent.protocol import encode, read_message
+
+async def main(path):
+    reader, writer = await asyncio.open_unix_connection(path)
+    async def call(method, **params):
+        writer.write(encode({"id": 1, "method": method, "params": params}))
+        answer = await read_message(reader)
+        assert "result" in answer, answer
+        return answer["result"]
+    await call("start", name="p", argv=["sh", "-c", "echo up; sleep 1000"], env={})
+    await asyncio.sleep(1.2)  # past a sample
+    (process,) = await call("list")
+    assert process["memory_bytes"] > 0, process
+    assert (await call("stop", name="p"))["exit_code"] == -15
+    assert [line[2] for line in (await call("logs"))["lines"]] == ["up"]
+    await call("shutdown")
+
+asyncio.run(main(json.load(open(sys.argv[1]))["socket"]))
+"""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_standard_library_only(path: Path) -> None:
+    tree = ast.parse(path.read_text(), feature_version=(3, 9))
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            assert name.split(".")[0] in sys.stdlib_module_names or name.startswith("pdctl.agent"), name
+
+
+def _works(python: str | None) -> bool:
+    return python is not None and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.10", "3.12", "3.13"])
+def test_a_whole_life_under_another_python(version: str, tmp_path: Path) -> None:
+    python = shutil.which(f"python{version}")
+    if python is None or not _works(python):
+        pytest.skip(f"python{version} is not installed")
+    folder = tmp_path / "agent"
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(pdctl.agent.__file__).parents[2]),
+        "XDG_RUNTIME_DIR": str(tmp_path),
+    }
+
+    def run(*arguments: str) -> None:
+        done = subprocess.run(
+            [python, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    run("-m", "pdctl.agent", "serve", "--detach", "--dir", str(folder), "--run-id", "other")
+    run("-c", LIFE, str(folder / "agent.json"))
+    eventually(lambda: not (folder / "agent.json").exists(), "the agent's end")
+    assert "Traceback" not in (folder / "agent.log").read_text()
+    run("-m", "pdctl.agent", "probe", "--dir", str(folder), "--ports", "1")
+    run("-m", "pdctl.agent", "sweep", "--dir", str(folder), "--run-id", "other", "--wait", "10")
