@@ -1,0 +1,80 @@
+"""The errors that users see, and the exit code of each."""
+
+from enum import IntEnum, unique
+
+
+@unique
+class ExitCode(IntEnum):
+    """What `pdctl` exits with. Documented in docs/cli.md."""
+
+    OK = 0
+    FAILURE = 1  # anything unforeseen: a bug, or an error of the operating system
+    USAGE = 2  # wrong command line
+    TOPOLOGY = 3  # the topology or a profile is wrong
+    PLAN = 4  # the hosts cannot carry the topology: taken port, missing GPU
+    PROCESS_DIED = 5  # a process of the deployment exited
+    TIMEOUT = 6  # a step did not finish in time
+    NOT_FOUND = 7  # no such deployment or process
+    VERIFY = 8  # everything runs, but a request did not get through a prefill x decode pair
+    STATE = 9  # the state folder is locked, damaged or not writable
+    BENCH_ERRORS = 10  # a benchmark's share of failed requests was over its limit
+    LEFTOVERS = 11  # `down` could not end a process
+    INTERRUPTED = 130  # Ctrl-C
+
+
+class PdctlError(Exception):
+    """An error to be shown as one line: what is wrong, where, and what to do."""
+
+    exit_code = ExitCode.FAILURE
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail  # further lines, such as the end of a log
+
+
+class TopologyError(PdctlError):
+    """The topology file or a profile is wrong."""
+
+    exit_code = ExitCode.TOPOLOGY
+
+
+class PlanError(PdctlError):
+    """The hosts cannot carry what the topology asks for."""
+
+    exit_code = ExitCode.PLAN
+
+
+class ProcessDiedError(PdctlError):
+    """A process of the deployment exited; `detail` holds its last log lines."""
+
+    exit_code = ExitCode.PROCESS_DIED
+
+
+class StepTimeoutError(PdctlError):
+    """A step took longer than its limit; the message names what was waited for."""
+
+    exit_code = ExitCode.TIMEOUT
+
+
+class NotFoundError(PdctlError):
+    """There is no deployment or process of that name."""
+
+    exit_code = ExitCode.NOT_FOUND
+
+
+class VerifyError(PdctlError):
+    """A request did not get through a prefill x decode pair."""
+
+    exit_code = ExitCode.VERIFY
+
+
+class StateError(PdctlError):
+    """The state folder is locked, damaged or not writable."""
+
+    exit_code = ExitCode.STATE
+
+
+class LeftoverError(PdctlError):
+    """Processes of the deployment could not be ended."""
+
+    exit_code = ExitCode.LEFTOVERS

@@ -1,0 +1,1 @@
+"""Topology, profiles and inventory become a plan (pure)."""

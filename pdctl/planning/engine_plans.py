@@ -1,0 +1,113 @@
+"""One engine's process: its command line, environment and ports, from the profile's templates."""
+
+from collections import Counter
+
+from pdctl.errors import PlanError
+from pdctl.planning.inventory import Inventory
+from pdctl.planning.plan import HostPlan, ProcessPlan
+from pdctl.profiles import EngineRole, Profile, fill
+from pdctl.topology.models import Argument, EngineGroup, Topology
+
+CHOSEN_PORTS = range(20000, 20512)  # below those that Linux gives out by itself
+
+
+class EnginePlanner:
+    """Plans the engines of one deployment, one after the other."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        profile: Profile,
+        hosts: dict[str, HostPlan],
+        inventories: dict[str, Inventory],
+        *,
+        router: str,
+    ) -> None:
+        self._topology = topology
+        self._profile = profile
+        self._hosts = hosts
+        self._inventories = inventories
+        self._router = router
+        self._taken = {name: set(inventory.taken_ports) for name, inventory in inventories.items()}
+        self._taken[topology.router.host].add(topology.router.port)
+        self._count: Counter[EngineRole] = Counter()
+        self._on_host = Counter(group.host for _, _, group in topology.groups() for _ in range(group.replicas))
+
+    def plan(self, role: EngineRole, group: EngineGroup, gpus: tuple[int, ...]) -> ProcessPlan:
+        """Plan the next engine of a role."""
+        profile, role_profile = self._profile, self._profile.roles[role]
+        ports = {purpose: self._port(group.host, kind) for purpose, kind in role_profile.ports.items()}
+        values = self._values(role, group, gpus, ports)
+        argv = [fill(template, values) for template in (*profile.command, *role_profile.args)]
+        env = {name: fill(template, values) for name, template in {**profile.env, **role_profile.env}.items()}
+        number = self._count[role]
+        self._count[role] += 1
+        return ProcessPlan(
+            name=f"{role}-{number}",
+            role=role,
+            host=group.host,
+            argv=tuple(with_args(argv, group.args)),
+            env={**env, **group.env},
+            ports=ports,
+            gpus=gpus,
+            readiness=profile.readiness,
+            stop_grace_s=profile.stop_grace_s,
+            metrics=dict(profile.metrics.items()),
+        )
+
+    def _values(
+        self, role: EngineRole, group: EngineGroup, gpus: tuple[int, ...], ports: dict[str, int]
+    ) -> dict[str, str]:
+        host, inventory = self._hosts[group.host], self._inventories[group.host]
+        return {
+            "python": host.python or inventory.python,
+            "model": self._topology.model,
+            "role": role,
+            "router": self._router,
+            "host": host.address,
+            "advertise_host": host.address,
+            "gpus": ",".join(map(str, gpus)),
+            "tp": str(group.tp),
+            "threads": str(max(1, inventory.cpus // self._on_host[group.host])),
+            **{f"port.{purpose}": str(port) for purpose, port in ports.items()},
+        }
+
+    def _port(self, host: str, kind: str) -> int:
+        if kind == "reported":
+            return 0
+        taken = self._taken[host]
+        port = next((port for port in CHOSEN_PORTS if port not in taken), None)
+        if port is None:
+            raise PlanError(f"hosts.{host}: no port from {CHOSEN_PORTS[0]} to {CHOSEN_PORTS[-1]} is free")
+        taken.add(port)
+        return port
+
+
+def with_args(argv: list[str], args: dict[str, Argument]) -> list[str]:
+    """Add the user's flags to a command line, each in place of the command's own flag of that name."""
+    for name, value in args.items():
+        argv = [*_without(argv, f"--{name}"), *_tokens(f"--{name}", value)]
+    return argv
+
+
+def _without(argv: list[str], flag: str) -> list[str]:
+    kept, dropping = [], False
+    for token in argv:
+        if token.startswith("--"):
+            dropping = token == flag or token.startswith(f"{flag}=")
+        if not dropping:
+            kept.append(token)
+    return kept
+
+
+def _tokens(flag: str, value: Argument) -> list[str]:
+    if value is True:
+        return [flag]
+    if value is False:
+        return []
+    text = ",".join(map(_text, value)) if isinstance(value, list) else _text(value)
+    return [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+
+
+def _text(value: bool | int | float | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,1 @@
+"""What the user wrote: models, loading, JSON Schema."""

@@ -1,0 +1,58 @@
+"""Loads a topology file; everything wrong in it is said with file, line and key."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+from pdctl.errors import TopologyError
+from pdctl.topology.checks import find_problems
+from pdctl.topology.interpolation import interpolate
+from pdctl.topology.models import EngineGroup, Topology, safe_name
+from pdctl.validation import Problem, refusal, validate
+from pdctl.yamlfile import read_yaml
+
+
+def load_topology(path: Path | None, *, name: str | None = None) -> Topology:
+    """Load and check a topology; without a path, the embedded default. `name` replaces the file's own.
+
+    Relative paths of a model or profile become absolute, seen from the file's folder.
+    """
+    topology = _read(path) if path else Topology(prefill=[EngineGroup()], decode=[EngineGroup()])
+    if name is None:
+        return topology
+    try:
+        return topology.model_copy(update={"name": safe_name(name)})
+    except ValueError as error:
+        raise TopologyError(f"name: {error}") from None
+
+
+def _read(path: Path) -> Topology:
+    document = read_yaml(path, substitute=partial(interpolate, variables=os.environ))
+    topology = validate(Topology, document)
+    topology = topology.model_copy(
+        update={
+            "model": _located(topology.model, path.parent, (".gguf",)),
+            "engine": _located(topology.engine, path.parent, (".yaml", ".yml")),
+        }
+    )
+    problems = [*find_problems(topology), *_missing_model(topology)]
+    if problems:
+        raise refusal(document, problems)
+    return topology
+
+
+def _located(value: str, folder: Path, suffixes: tuple[str, ...]) -> str:
+    """Make what is, or looks like, a path absolute; leave names and hub ids."""
+    if value.startswith("~"):
+        return str(Path(value).expanduser())
+    path = (folder / value).absolute()
+    looks_like_path = value.startswith(("./", "../", "/")) or value.endswith(suffixes)
+    return os.path.normpath(path) if looks_like_path or path.exists() else value
+
+
+def _missing_model(topology: Topology) -> list[Problem]:
+    used = {group.host for _, _, group in topology.groups()}
+    needed_here = any(name in used and host.ssh is None for name, host in topology.hosts.items())
+    if not needed_here or not topology.model.startswith("/") or Path(topology.model).exists():
+        return []
+    return [Problem(("model",), f"there is no file or folder {topology.model}")]

@@ -1,0 +1,235 @@
+"""What a user writes: which model, on which hosts, with how many prefill and decode engines."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+
+from pdctl.profiles import EngineRole
+from pdctl.validation import describe
+
+HERE = "here"  # what this machine is called where the topology gives it no other name
+DEFAULT_MODEL = "smollm2-135m-instruct"
+ROLES: tuple[EngineRole, ...] = ("prefill", "decode", "mixed")
+
+Scalar = bool | int | float | str
+PrefillPolicy = Literal["process_tokens", "random", "round_robin"]
+DecodePolicy = Literal["request_num", "random", "round_robin"]
+
+_SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+
+
+def is_safe_name(value: str) -> bool:
+    """Whether a name can be a folder's."""
+    return re.fullmatch(_SAFE_NAME, value) is not None
+
+
+def safe_name(value: str) -> str:
+    """Return a name that can be a folder's; raises ValueError for another."""
+    if not is_safe_name(value):
+        raise ValueError(
+            f"expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, got {describe(value)}"
+        )
+    return value
+
+
+def _whole(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"expected a whole number, got {describe(value)}")
+    return value
+
+
+def _flag(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise ValueError(f"expected a flag without its leading dashes, such as max-model-len, got {describe(value)}")
+    return value
+
+
+def _argument(value: object) -> object:
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, Scalar) for item in items):
+        raise ValueError(f"expected text, a number, true, false or a list of these, got {describe(value)}")
+    return value
+
+
+def _groups(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [{"replicas": value}]
+    if isinstance(value, dict):
+        return [value]
+    if not isinstance(value, list):
+        raise ValueError(f"expected a number of replicas, a mapping or a list of mappings, got {describe(value)}")
+    return value
+
+
+def _host(value: object) -> object:
+    if value == "local":
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected local or a mapping with ssh, got {describe(value)}")
+    return value
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+WholeNumber = Annotated[int, BeforeValidator(_whole)]
+SafeName = Annotated[str, AfterValidator(safe_name), WithJsonSchema({"type": "string", "pattern": f"^{_SAFE_NAME}$"})]
+Flag = Annotated[str, BeforeValidator(_flag)]
+Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
+
+
+class Host(_Section):
+    """A machine: this one (`local`), or one reached by SSH."""
+
+    ssh: str | None = Field(
+        default=None,
+        min_length=1,
+        pattern=r"^[^-\s]\S*$",  # never an option of ssh
+        description="How OpenSSH reaches the host: [user@]host, or a name in ~/.ssh/config. Without it: this machine.",
+        examples=["ops@10.0.0.5"],
+    )
+    python: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The Python interpreter that runs the processes there. Default: the one that runs pdctl.",
+        examples=["/opt/serving/bin/python"],
+    )
+    address: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The address at which the other hosts reach this one. Default: what the host itself reports.",
+        examples=["10.0.0.5"],
+    )
+
+
+class Router(_Section):
+    """The process that clients talk to."""
+
+    port: WholeNumber = Field(
+        default=8000, ge=0, le=65535, description="The port that clients use. 0: any free one.", examples=[8000, 0]
+    )
+    host: str = Field(
+        default=HERE, description="The host that runs the router: a name under `hosts`.", examples=["here"]
+    )
+    bind: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The address to listen on. Default: loopback where everything runs on this machine, else the "
+        "router's host's own address.",
+        examples=["0.0.0.0"],
+    )
+    prefill_policy: PrefillPolicy = Field(
+        default="process_tokens",
+        description="How the prefill engine of a request is chosen.",
+        examples=["process_tokens"],
+    )
+    decode_policy: DecodePolicy = Field(
+        default="request_num", description="How the decode engine of a request is chosen.", examples=["request_num"]
+    )
+    mixed_policy: DecodePolicy = Field(
+        default="request_num",
+        description="How the engine of a request is chosen among mixed ones.",
+        examples=["round_robin"],
+    )
+
+
+class EngineGroup(_Section):
+    """Engines of one role that are started alike on one host."""
+
+    host: str = Field(default=HERE, description="The host that runs them: a name under `hosts`.", examples=["gpu1"])
+    replicas: WholeNumber = Field(default=1, ge=0, description="How many engines.", examples=[2])
+    tp: WholeNumber = Field(default=1, ge=1, description="Tensor parallelism: the GPUs of one engine.", examples=[2])
+    gpus: list[Annotated[int, Field(ge=0), BeforeValidator(_whole)]] | None = Field(
+        default=None,
+        description="The GPUs to use, `replicas` x `tp` of them, as `nvidia-smi` numbers them. Default: free ones "
+        "where the engine needs GPUs, else none.",
+        examples=[[0, 1]],
+    )
+    args: dict[Flag, Argument] = Field(
+        default={},
+        description="Flags for the engine, without their dashes: `max-model-len: 8192` becomes --max-model-len 8192. "
+        "true gives the bare flag, false leaves it out, a list is joined with commas. A flag given here replaces the "
+        "profile's own.",
+        examples=[{"max-model-len": 8192}],
+    )
+    env: dict[str, str] = Field(
+        default={}, description="Environment variables for the engine.", examples=[{"HF_HOME": "/data/hf"}]
+    )
+
+
+Groups = Annotated[
+    list[EngineGroup],
+    BeforeValidator(_groups, json_schema_input_type=Annotated[int, Field(ge=0)] | EngineGroup | list[EngineGroup]),
+]
+
+
+class Topology(_Section):
+    """A prefill/decode disaggregated deployment: what to serve, where, and with how many engines."""
+
+    name: SafeName = Field(
+        default="default", description="Tells deployments apart; several can run at once.", examples=["chat"]
+    )
+    model: str = Field(
+        default=DEFAULT_MODEL,
+        min_length=1,
+        description="An alias, a folder, a GGUF file or a hub id. Paths are relative to this file.",
+        examples=["smollm2-135m-instruct", "./models/chat.gguf"],
+    )
+    engine: str = Field(
+        default="builtin",
+        min_length=1,
+        description="The engine's profile: a name, or the path of a profile file, relative to this file.",
+        examples=["builtin", "./my-engine.yaml"],
+    )
+    router: Router = Field(
+        default=Router(),
+        description="The process that clients talk to: where, and how it chooses.",
+        examples=[{"port": 8000}],
+    )
+    hosts: dict[SafeName, Annotated[Host, BeforeValidator(_host, json_schema_input_type=Literal["local"] | Host)]] = (
+        Field(
+            default={},
+            description="The machines, by name. This machine is `here` where it has no other name.",
+            examples=[{"here": "local", "gpu1": {"ssh": "ops@10.0.0.5"}}],
+        )
+    )
+    prefill: Groups = Field(
+        default=[], description="Engines that compute prompts: a number, one group or a list of groups.", examples=[1]
+    )
+    decode: Groups = Field(
+        default=[], description="Engines that generate answers: a number, one group or a list of groups.", examples=[1]
+    )
+    mixed: Groups = Field(
+        default=[], description="Engines that do both; not together with prefill and decode.", examples=[1]
+    )
+
+    def groups(self) -> Iterator[tuple[EngineRole, int, EngineGroup]]:
+        """Walk all groups: role, place in the role's list, group."""
+        for role in ROLES:
+            for index, group in enumerate(getattr(self, role)):
+                yield role, index, group
+
+    def replicas(self, role: EngineRole) -> int:
+        """Count the engines of a role."""
+        return sum(group.replicas for other, _, group in self.groups() if other == role)
+
+    @model_validator(mode="after")
+    def _name_this_machine(self) -> Self:
+        if HERE in self.hosts:
+            return self
+        local = next((name for name, host in self.hosts.items() if host.ssh is None), None)
+        if local is None:
+            self.hosts[HERE] = Host()
+            return self
+        placed: list[Router | EngineGroup] = [self.router, *(group for _, _, group in self.groups())]
+        for section in placed:
+            section.host = local if section.host == HERE else section.host
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the topology file, as editors want it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Topology.model_json_schema()}

@@ -1,0 +1,90 @@
+"""Profiles: engines as data."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pdctl.deployment.models import Load
+from pdctl.errors import TopologyError
+from pdctl.profiles import LoadName, fill, load_profile
+
+BUILT_IN = Path(__file__).parents[1] / "profiles"
+
+
+def write(folder: Path, **changes: object) -> str:
+    profile = yaml.safe_load((BUILT_IN / "builtin.yaml").read_text()) | changes
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(profile, sort_keys=False))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", sorted(BUILT_IN.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_built_in_profile_loads_under_its_name(path: Path):
+    assert load_profile(path.stem).name == path.stem
+
+
+def test_a_profile_of_ones_own(tmp_path: Path):
+    assert load_profile(write(tmp_path, name="mine")).name == "mine"
+
+
+def test_unknown_engine():
+    with pytest.raises(TopologyError) as caught:
+        load_profile("bulitin")
+    assert str(caught.value) == (
+        "engine: unknown engine 'bulitin', did you mean 'builtin'? (a profile of your own is given by its path)"
+    )
+
+
+def test_no_such_profile_file():
+    with pytest.raises(TopologyError, match=r"^none.yaml: no such file$"):
+        load_profile("./none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"command": ["run", "{modell}"]}, "unknown placeholder {modell} of role prefill, did you mean 'model'?"),
+        ({"env": {"A": "{port.apis}"}}, "unknown placeholder {port.apis} of role prefill, did you mean 'port.api'?"),
+        ({"commands": []}, "commands: unknown key, did you mean 'command'?"),
+        ({"command": "run"}, "command: expected a list, got text 'run'"),
+        ({"command": []}, "command: must have at least 1 item(s), got a list"),
+        ({"metrics": {"runing": "a"}}, "metrics.runing: expected one of "),
+        ({"roles": {"prefil": {"ports": {"api": "reported"}}}}, "roles.prefil: expected one of 'prefill', "),
+        (
+            {"roles": {"mixed": {"ports": {"api": 0}}}},
+            "roles.mixed.ports.api: expected one of 'reported' or 'chosen', ",
+        ),
+        ({"roles": {"mixed": {"ports": {}}}}, "roles.mixed.ports: must have api, the port of the HTTP API"),
+        ({"limits": {"max_tp": 0}}, "limits.max_tp: must be at least 1, got the number 0"),
+        ({"readiness": {"timeout_s": 0}}, "readiness.timeout_s: must be more than 0, got the number 0"),
+    ],
+)
+def test_what_is_wrong_in_a_profile(tmp_path: Path, changes: dict[str, object], said: str):
+    with pytest.raises(TopologyError) as caught:
+        load_profile(write(tmp_path, **changes))
+    place, text = str(caught.value).split(": ", 1)
+    assert place.startswith(f"{tmp_path}/mine.yaml:")
+    assert text.startswith(said)
+
+
+def test_a_missing_key(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\n")
+    with pytest.raises(TopologyError) as caught:
+        load_profile(str(path))
+    lines = [str(caught.value), *caught.value.detail.splitlines()]
+    assert f"{path}:1: command: is missing" in lines
+
+
+def test_load_names_are_those_of_the_status():
+    assert set(LoadName.__args__) == set(Load.model_fields)
+
+
+def test_filling_leaves_other_braces_alone():
+    template = '{model} {"kv": "{role}"} {} {Upper}'
+    assert fill(template, {"model": "{role}", "role": "x"}) == '{role} {"kv": "x"} {} {Upper}'
+
+
+def test_dollars_in_a_profile_stay(tmp_path: Path):
+    assert load_profile(write(tmp_path, env={"A": "${HOME}"})).env["A"] == "${HOME}"
