@@ -1,0 +1,1 @@
+"""Applying a plan, watching it, and tearing it down."""

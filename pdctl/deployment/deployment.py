@@ -1,0 +1,156 @@
+"""A deployment as others see it: its state and its logs, whoever started it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Self
+
+import httpx
+
+from pdctl.deployment.follow import HostLogs, merged
+from pdctl.deployment.load import scrape
+from pdctl.deployment.models import DeploymentStatus, Load, LogLine
+from pdctl.deployment.snapshot import Snapshot
+from pdctl.deployment.status import Findings, make_status, port_of
+from pdctl.deployment.store import DeploymentFolder, State
+from pdctl.errors import NotFoundError
+from pdctl.hosts.client import AgentClient, AgentGoneError
+from pdctl.hosts.host import Host
+from pdctl.hosts.open import open_host
+from pdctl.planning.plan import Plan, ProcessPlan
+
+DEFAULT_TAIL = 100
+HEALTH_TIMEOUT_S = 2.0
+LIST_TIMEOUT_S = 5.0
+SWEEP_WAIT_S = 3.0  # for a guardian that is ending what its dead agent left
+
+
+class Deployment:
+    """A started deployment: its files, and a connection to each of its agents while there is one."""
+
+    def __init__(self, folder: DeploymentFolder, plan: Plan) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.name = plan.name
+        used = {process.host for process in plan.processes}
+        self.hosts: dict[str, Host] = {name: open_host(name, plan.hosts[name].ssh) for name in sorted(used)}
+        self.http = httpx.AsyncClient(trust_env=False)  # a proxy must not come between us and our own processes
+        self._clients: dict[str, AgentClient] = {}
+        self._ended: set[str] = set()  # hosts whose agent has ended and left nothing
+
+    @classmethod
+    def attach(cls, folder: DeploymentFolder) -> Self:
+        """Find a deployment that was started before; raises NotFoundError where there was none."""
+        plan = folder.read_plan()
+        if plan is None or folder.read_state() is None:
+            raise NotFoundError(f"there is no deployment {folder.name!r}: start one with `pdctl up`")
+        return cls(folder, plan)
+
+    @property
+    def state(self) -> State:
+        """What is recorded of it now."""
+        state = self.folder.read_state()
+        if state is None:
+            raise NotFoundError(f"the deployment {self.name!r} is gone: its folder {self.folder.path} was removed")
+        return state
+
+    async def status(self) -> DeploymentStatus:
+        """Look at every process, and at the router's health."""
+        state = self.state
+        if state.phase == "down":
+            return make_status(self.plan, state, Findings(False, (), (), {}, {}, None))
+        owner_lives = state.phase != "verified" and state.owner.is_alive()
+        answers = await asyncio.gather(*(self._snapshots(name, state, owner_lives) for name in self.hosts))
+        missing = [name for name, answer in zip(self.hosts, answers, strict=True) if answer is None]
+        gone = [name for name in missing if name in self._ended]
+        silent = [name for name in missing if name not in self._ended]
+        snapshots = {snapshot.name: snapshot for answer in answers for snapshot in answer or ()}
+        loads = await asyncio.gather(*(self._load(process, snapshots) for process in self.plan.processes))
+        by_process = {process.name: load for process, load in zip(self.plan.processes, loads, strict=True)}
+        problem = await self._router_problem(state.endpoint)
+        return make_status(self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem))
+
+    async def logs(
+        self, processes: Sequence[str] = (), *, tail: int = DEFAULT_TAIL, follow: bool = False
+    ) -> AsyncIterator[LogLine]:
+        """The last lines of the processes (none named: of all) in the order of their time, then, if wanted, new ones.
+
+        Following ends when no agent runs any more, and waits for one while the deployment is being started.
+        """
+        self._check_names(processes)
+        since = self.state.started
+        sources = [
+            HostLogs(host, self.folder.agent_folder(name), names, tail, self._is_starting)
+            for name, host in self.hosts.items()
+            if (names := [p.name for p in self.plan.processes if p.host == name and p.name in (processes or [p.name])])
+        ]
+        try:
+            recorded = await asyncio.gather(*(source.recorded(follow=follow, since=since) for source in sources))
+            for line in sorted((line for lines in recorded for line in lines), key=lambda line: line.time):
+                yield line
+            async with aclosing(merged([source.new_lines() for source in sources])) as new_lines:
+                async for line in new_lines:
+                    yield line
+        finally:
+            await asyncio.gather(*(source.close() for source in sources))
+
+    async def client(self, host: str) -> AgentClient:
+        """The connection to a host's agent; raises AgentGoneError when none runs."""
+        client = self._clients.get(host)
+        if client is None or client.is_closed:
+            self._clients[host] = client = await self.hosts[host].connect(self.folder.agent_folder(host))
+        return client
+
+    async def close(self) -> None:
+        """Close the connections; the deployment goes on."""
+        clients, self._clients = self._clients, {}
+        for client in clients.values():
+            await client.close()
+        await self.http.aclose()
+
+    def url(self, process: ProcessPlan, snapshot: Snapshot, purpose: str) -> str | None:
+        """The URL of a process's port, once it is known."""
+        port = port_of(process, snapshot, purpose)
+        return f"http://{self.plan.hosts[process.host].address}:{port}" if port else None
+
+    def _is_starting(self) -> bool:
+        state = self.state
+        return state.phase == "starting" and state.owner.is_alive()
+
+    def _check_names(self, processes: Sequence[str]) -> None:
+        known = [process.name for process in self.plan.processes]
+        for name in processes:
+            if name not in known:
+                raise NotFoundError(f"deployment {self.name!r} has no process {name!r}, only {', '.join(known)}")
+
+    async def _snapshots(self, host: str, state: State, owner_lives: bool) -> list[Snapshot] | None:
+        """None when the host's agent is gone; then nothing of the run may be left there."""
+        try:
+            client = await self.client(host)
+            answers = await client.call("list", timeout_s=LIST_TIMEOUT_S)
+            return [Snapshot.model_validate(answer) for answer in answers]
+        except AgentGoneError:
+            if not owner_lives and host not in self._ended:
+                folder = self.folder.agent_folder(host)
+                sweep = await self.hosts[host].sweep(folder, state.run_id, SWEEP_WAIT_S, force=False)
+                self._ended |= set() if sweep.agent_lives else {host}
+            return None
+
+    async def _load(self, process: ProcessPlan, snapshots: dict[str, Snapshot]) -> Load:
+        snapshot = snapshots.get(process.name)
+        if snapshot is None or snapshot.has_exited or not process.metrics:
+            return Load()
+        url = self.url(process, snapshot, "metrics") or self.url(process, snapshot, "api")
+        return await scrape(self.http, f"{url}/metrics", process.metrics) if url else Load()
+
+    async def _router_problem(self, endpoint: str | None) -> str | None:
+        if endpoint is None:
+            return "the router has not reported its port"
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                answer = await self.http.get(f"{endpoint}/health")
+        except (httpx.HTTPError, TimeoutError) as error:
+            return f"the router's /health does not answer: {type(error).__name__}"
+        if answer.status_code == httpx.codes.OK:
+            return None
+        return f"the router's /health answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"

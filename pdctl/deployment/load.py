@@ -1,0 +1,53 @@
+"""A process's own figures, from the Prometheus text on its metrics port."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import httpx
+
+from pdctl.deployment.models import Load
+
+SCRAPE_TIMEOUT_S = 1.0
+_SAMPLE = re.compile(
+    r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+([-+]?(?:Inf|[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?))(?:\s+-?[0-9]+)?\s*$"
+)
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+
+
+class Sample(NamedTuple):
+    """One line of a Prometheus text."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+async def scrape(client: httpx.AsyncClient, url: str, metrics: Mapping[str, str]) -> Load:
+    """The figures named by ``metrics`` (common name -> selector); an empty Load when the process does not answer."""
+    try:
+        async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+            answer = await client.get(url)
+    except (httpx.HTTPError, TimeoutError):  # it starts, is busy or has died: its state says which
+        return Load()
+    samples = parse_samples(answer.text) if answer.status_code == httpx.codes.OK else []
+    return Load.model_validate({name: select(samples, selector) for name, selector in metrics.items()})
+
+
+def parse_samples(text: str) -> list[Sample]:
+    """The samples of a Prometheus text; what is no sample is passed over."""
+    matches = (_SAMPLE.match(line) for line in text.splitlines() if not line.startswith("#"))
+    return [Sample(match[1], _labels(match[2] or ""), float(match[3])) for match in matches if match]
+
+
+def select(samples: list[Sample], selector: str) -> float | None:
+    """The sum over the samples of that name with (at least) those labels: ``name{label="value"}``; None without any."""
+    name, _, labels = selector.partition("{")
+    wanted = _labels(labels).items()
+    values = [sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items()]
+    return sum(values) if values else None
+
+
+def _labels(text: str) -> dict[str, str]:
+    return dict(_LABEL.findall(text))

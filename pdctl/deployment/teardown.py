@@ -1,0 +1,163 @@
+"""Ending a deployment so that nothing of it is left, whatever state it is in."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from time import monotonic
+
+from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.store import BusyError, ProcessId, State
+from pdctl.errors import LeftoverError, StateError
+from pdctl.hosts.client import AgentCallError, AgentGoneError
+from pdctl.planning.plan import ProcessPlan, Role
+
+# The router first: it takes no new requests and lets those under way finish while the engines still run.
+STOP_ORDER: tuple[tuple[Role, ...], ...] = (("router",), ("decode", "mixed"), ("prefill",))
+KILL_MARGIN_S = 30.0  # for SIGKILL and looking again, beyond the grace
+LIST_TIMEOUT_S = 5.0  # an agent that does not answer within it is taken for dead
+AGENT_END_S = 10.0  # for agent and guardian to end once nothing runs
+LOCK_STEP_S = 0.5  # how often the state is looked at while another holds the lock
+LAUNCHER_MARGIN_S = 60.0  # for a launcher that was told to stop, beyond the graces
+
+Report = Callable[[str], None]
+
+
+async def stop_deployment(
+    deployment: Deployment, *, grace_s: float | None = None, report: Report = lambda text: None
+) -> None:
+    """`pdctl down`: end it whatever state it is in; also a launcher that is starting it. Idempotent."""
+    async with AsyncExitStack() as lock:
+        await _take_over(deployment, lock, _longest_stop(deployment, grace_s) + LAUNCHER_MARGIN_S, report)
+        state = deployment.state
+        if state.phase == "down":
+            await _end_rest(deployment, state.run_id)
+        else:
+            await teardown(deployment, grace_s=grace_s, report=report)
+
+
+async def finish(deployment: Deployment, reason: str | None = None, *, report: Report = lambda text: None) -> None:
+    """Tear down, to its end: cancelling the caller does not stop it, only its patience with the processes.
+
+    The caller holds the folder's lock.
+    """
+    hurry = asyncio.Event()
+    task = asyncio.create_task(teardown(deployment, reason=reason, hurry=hurry, report=report))
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+            break
+        hurry.set()
+    task.result()
+
+
+async def teardown(
+    deployment: Deployment,
+    *,
+    grace_s: float | None = None,
+    reason: str | None = None,
+    hurry: asyncio.Event | None = None,
+    report: Report = lambda text: None,
+) -> None:
+    """Stop router, decode and prefill in this order, then the agents; raises LeftoverError if anything still lives.
+
+    ``grace_s`` replaces the plan's own; once ``hurry`` is set, everything is killed at once. ``reason``: why
+    it is down.
+    """
+    folder, state = deployment.folder, deployment.state
+    with suppress(StateError):  # a full disk must not keep it running
+        folder.write_state(state.model_copy(update={"phase": "stopping", "owner": ProcessId.own(), "reason": reason}))
+    await _hurried(_stop_in_order(deployment, grace_s, report), hurry)
+    await _end_rest(deployment, state.run_id)
+    folder.token_path.unlink(missing_ok=True)
+    folder.write_state(state.model_copy(update={"phase": "down", "endpoint": None, "reason": reason}))
+
+
+async def _take_over(deployment: Deployment, lock: AsyncExitStack, limit_s: float, report: Report) -> None:
+    """Get the lock. A launcher that is starting the deployment is told to stop, and killed after the limit."""
+    deadline, told = monotonic() + limit_s, False
+    while True:
+        try:
+            await lock.enter_async_context(deployment.folder.lock(LOCK_STEP_S))
+            return
+        except BusyError:
+            state = deployment.state
+            starting = state.phase == "starting" and state.owner.is_alive()
+            if starting and not told:
+                report(f"pid {state.owner.pid} is starting it: telling it to stop")
+                _signal(state, signal.SIGTERM)
+                deadline, told = monotonic() + limit_s, True
+            elif monotonic() > deadline and not starting:
+                raise
+            elif monotonic() > deadline:
+                report(f"pid {state.owner.pid} does not stop: SIGKILL")
+                _signal(state, signal.SIGKILL)
+
+
+async def _hurried(work: Coroutine[object, object, None], hurry: asyncio.Event | None) -> None:
+    """Do the work, or give it up once ``hurry`` is set."""
+    task = asyncio.create_task(work)
+    impatience = asyncio.create_task((hurry or asyncio.Event()).wait())
+    try:
+        await asyncio.wait({task, impatience}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for pending in (task, impatience):
+            pending.cancel()
+        await asyncio.wait({task, impatience})
+    if not task.cancelled():
+        task.result()
+
+
+async def _stop_in_order(deployment: Deployment, grace_s: float | None, report: Report) -> None:
+    running = [name for host in deployment.hosts for name in await _running(deployment, host)]
+    for roles in STOP_ORDER:
+        stage = [process for process in deployment.plan.processes if process.role in roles and process.name in running]
+        if stage:
+            report(f"stopping {', '.join(process.name for process in stage)}")
+        await asyncio.gather(*(_stop(deployment, process, grace_s, report) for process in stage))
+
+
+async def _running(deployment: Deployment, host: str) -> list[str]:
+    """The processes that a host's agent has; none without an agent."""
+    try:
+        client = await deployment.client(host)
+        snapshots = await client.call("list", timeout_s=LIST_TIMEOUT_S)
+    except AgentGoneError:
+        return []
+    return [snapshot["name"] for snapshot in snapshots if snapshot["exit_code"] is None]
+
+
+async def _stop(deployment: Deployment, process: ProcessPlan, grace_s: float | None, report: Report) -> None:
+    grace = process.stop_grace_s if grace_s is None else grace_s
+    try:
+        client = await deployment.client(process.host)
+        await client.call("stop", name=process.name, grace_s=grace, timeout_s=grace + KILL_MARGIN_S)
+    except (AgentGoneError, AgentCallError) as error:
+        report(str(error))  # what still lives is killed, and looked for, in the end
+
+
+async def _end_rest(deployment: Deployment, run_id: str) -> None:
+    """End the agents with all that they still have, then look for anything that carries the run's tag."""
+    left = []
+    for name, host in deployment.hosts.items():
+        with suppress(AgentGoneError, AgentCallError):
+            client = await deployment.client(name)
+            await client.call("shutdown", grace=0, timeout_s=KILL_MARGIN_S)
+        sweep = await host.sweep(deployment.folder.agent_folder(name), run_id, AGENT_END_S, force=True)
+        left += [f"{process} on host {name}" for process in sweep.left]
+        left += [f"the agent of host {name}: it runs on another machine"] if sweep.agent_lives else []
+    if left:
+        raise LeftoverError(f"{deployment.name}: could not end {', '.join(left)}: end them by hand, then `pdctl down`")
+
+
+def _signal(state: State, number: int) -> None:
+    """Signal the launcher, unless it has ended."""
+    with suppress(ProcessLookupError):
+        if state.owner.is_alive():
+            os.kill(state.owner.pid, number)
+
+
+def _longest_stop(deployment: Deployment, grace_s: float | None) -> float:
+    graces = [process.stop_grace_s for process in deployment.plan.processes]
+    return len(STOP_ORDER) * (max(graces) if grace_s is None else grace_s)

@@ -1,0 +1,93 @@
+"""One real request through every prefill x decode pair: only then is a deployment ready."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+
+from pdctl.errors import VerifyError
+
+REQUEST_TIMEOUT_S = 120.0  # on a CPU that is shared, a first request can take long
+CONCURRENCY = 8
+PREFILL_URL, DECODE_URL, TOKEN = "X-Router-Prefill-URL", "X-Router-Decode-URL", "X-Pdctl-Token"
+_PROMPT = "Hello"
+_BODY_CHARACTERS = 300  # of a refusal, in the error
+
+
+class Engine(NamedTuple):
+    """An engine as the router knows it."""
+
+    name: str  # in the plan
+    url: str
+    model: str
+
+
+class Pair(NamedTuple):
+    """What one request goes through."""
+
+    prefill: Engine | None  # None: decode does both
+    decode: Engine
+
+    def __str__(self) -> str:
+        return f"{self.prefill.name} x {self.decode.name}" if self.prefill else self.decode.name
+
+
+def pairs(engines: dict[str, list[Engine]]) -> Iterator[Pair]:
+    """Every prefill x decode pair, and every mixed engine. ``engines``: by role."""
+    for decode in engines["decode"]:
+        for prefill in engines["prefill"]:
+            yield Pair(prefill, decode)
+    for mixed in engines["mixed"]:
+        yield Pair(None, mixed)
+
+
+async def verify(client: httpx.AsyncClient, endpoint: str, token: str, all_pairs: list[Pair]) -> None:
+    """Send a request through each pair; raises VerifyError for the first that does not get through."""
+    turn = asyncio.Semaphore(CONCURRENCY)
+
+    async def one(pair: Pair) -> None:
+        async with turn:
+            await _verify_pair(client, endpoint, token, pair)
+
+    tasks = [asyncio.create_task(one(pair)) for pair in all_pairs]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _verify_pair(client: httpx.AsyncClient, endpoint: str, token: str, pair: Pair) -> None:
+    pins = {DECODE_URL: pair.decode.url, TOKEN: token}
+    if pair.prefill is not None:
+        pins[PREFILL_URL] = pair.prefill.url
+    body = {"model": pair.decode.model, "prompt": _PROMPT, "max_tokens": 2, "temperature": 0}
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            answer = await client.post(f"{endpoint}/v1/completions", json=body, headers=pins, timeout=None)
+    except TimeoutError:
+        raise VerifyError(f"a request through {pair} got no answer in {REQUEST_TIMEOUT_S:g} s") from None
+    except httpx.HTTPError as error:
+        raise VerifyError(f"a request through {pair} failed: {type(error).__name__}: {error}") from error
+    _check(answer, pair, pins)
+
+
+def _check(answer: httpx.Response, pair: Pair, pins: dict[str, str]) -> None:
+    if answer.status_code != httpx.codes.OK:
+        text = " ".join(answer.text.split())[:_BODY_CHARACTERS]
+        raise VerifyError(f"a request through {pair} was answered with {answer.status_code}: {text}")
+    for header in (PREFILL_URL, DECODE_URL):
+        if header in pins and answer.headers.get(header) != pins[header]:
+            raise VerifyError(f"a request meant for {pair} went elsewhere: {header} is {answer.headers.get(header)}")
+    if not _has_text(answer):
+        raise VerifyError(f"a request through {pair} was answered without a choice: {answer.text[:_BODY_CHARACTERS]}")
+
+
+def _has_text(answer: httpx.Response) -> bool:
+    try:
+        content: Any = answer.json()
+    except ValueError:
+        return False
+    return isinstance(content, dict) and bool(content.get("choices"))

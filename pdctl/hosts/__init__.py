@@ -1,0 +1,1 @@
+"""Reaching a host: how bytes get to its agent."""

@@ -1,0 +1,69 @@
+"""Plans whose processes are small scripts, and a look at /proc that does not go through the code under test."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan, Readiness, Role
+
+FAKE = Path(__file__).with_name("fake_process.py")
+METRICS = {"running": "fake_running", "transferred_tokens": 'fake_tokens_total{source="b"}'}
+
+
+def process(
+    name: str, role: Role, options: Sequence[str] = (), *, readiness: Readiness | None = None, port: int = 0
+) -> ProcessPlan:
+    router = [] if role == "router" else ["--router", ROUTER_PLACEHOLDER]
+    return ProcessPlan(
+        name=name,
+        role=role,
+        host="here",
+        argv=(sys.executable, str(FAKE), "--role", role, "--port", str(port), *router, *options),
+        ports={"api": port, "metrics": port},
+        readiness=readiness or Readiness(timeout_s=30),
+        stop_grace_s=10,
+        metrics=METRICS,
+    )
+
+
+def make_plan(
+    prefill: int = 1,
+    decode: int = 1,
+    mixed: int = 0,
+    *,
+    options: Mapping[str, Sequence[str]] | None = None,
+    name: str = "d",
+) -> Plan:
+    """A plan with so many engines; ``options``: of the script, by process."""
+    counts: dict[Role, int] = {"prefill": prefill, "decode": decode, "mixed": mixed}
+    names = [(f"{role}-{i}", role) for role, count in counts.items() for i in range(count)]
+    by_name = options or {}
+    return Plan(
+        name=name,
+        model="fake",
+        engine="fake",
+        hosts={"here": HostPlan(name="here")},
+        router=process("router", "router", by_name.get("router", ())),
+        engines=tuple(process(name, role, by_name.get(name, ())) for name, role in names),
+    )
+
+
+def living(runtime: Path) -> list[psutil.Process]:
+    """Every live process that was started, at whatever remove, with this runtime folder."""
+    return [process for process in psutil.process_iter() if _started_with(process, runtime)]
+
+
+def _started_with(process: psutil.Process, runtime: Path) -> bool:
+    try:
+        return process.environ().get("XDG_RUNTIME_DIR") == str(runtime) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def is_alive(pid: int | None) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

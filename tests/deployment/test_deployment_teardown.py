@@ -1,0 +1,118 @@
+"""Ending a deployment in whatever state it is: in order, to the last process, as often as asked."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pdctl.deployment.apply import prepare
+from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.launch import launch
+from pdctl.deployment.store import DeploymentFolder
+from pdctl.deployment.teardown import stop_deployment
+from pdctl.errors import LeftoverError
+from pdctl.hosts.host import Sweep
+from pdctl.hosts.local import LocalHost
+from tests.deployment.deployment_harness import living, make_plan
+
+
+@pytest.fixture
+async def deployment(folder: DeploymentFolder) -> AsyncIterator[Deployment]:
+    deployment = prepare(make_plan(), folder)
+    await launch(deployment)
+    yield deployment
+    await stop_deployment(deployment, grace_s=0)
+    await deployment.close()
+
+
+def agent_pids(folder: DeploymentFolder) -> tuple[int, int]:
+    description = json.loads((folder.agent_folder("here") / "agent.json").read_text())
+    return description["pid"], description["guardian_pid"]
+
+
+async def test_router_then_decode_then_prefill(deployment: Deployment) -> None:
+    await stop_deployment(deployment)
+    stops = [line async for line in deployment.logs() if line.text == "told to stop"]
+    order = [line.process for line in sorted(stops, key=lambda line: line.time)]
+    assert order == ["router", "decode-0", "prefill-0"]
+
+
+async def test_what_stays_and_what_goes_however_often(deployment: Deployment, runtime: Path) -> None:
+    for _ in range(2):
+        await stop_deployment(deployment)
+    assert (await deployment.status()).state == "down"
+    folder = deployment.folder
+    assert living(runtime) == []
+    assert not folder.token_path.exists()
+    assert sorted(path.name for path in folder.agent_folder("here").iterdir()) == ["agent.lock", "agent.log", "logs"]
+    assert list((runtime / "pdctl").iterdir()) == []  # no socket
+
+
+async def test_by_one_who_did_not_start_it(deployment: Deployment, runtime: Path) -> None:
+    other = Deployment.attach(deployment.folder)
+    await stop_deployment(other)
+    await other.close()
+    assert living(runtime) == []
+
+
+async def test_when_the_agent_is_dead(deployment: Deployment, runtime: Path) -> None:
+    psutil.Process(agent_pids(deployment.folder)[0]).kill()
+    await stop_deployment(deployment)
+    assert living(runtime) == []
+
+
+async def test_when_agent_and_guardian_are_dead(deployment: Deployment, runtime: Path) -> None:
+    agent, guardian = agent_pids(deployment.folder)
+    for pid in (guardian, agent):
+        os.kill(pid, signal.SIGKILL)
+    await stop_deployment(deployment)
+    assert living(runtime) == []
+
+
+async def test_when_the_agent_hangs(deployment: Deployment, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LIST_TIMEOUT_S", "KILL_MARGIN_S", "AGENT_END_S"):
+        monkeypatch.setattr(f"pdctl.deployment.teardown.{name}", 0.2)
+    os.kill(agent_pids(deployment.folder)[0], signal.SIGSTOP)
+    await stop_deployment(deployment)
+    assert living(runtime) == []
+
+
+async def test_when_a_process_ignores_sigterm(folder: DeploymentFolder, runtime: Path) -> None:
+    deployment = prepare(make_plan(options={"decode-0": ["--ignore-term"]}), folder)
+    await launch(deployment)
+    await stop_deployment(deployment, grace_s=0.2)
+    assert living(runtime) == []
+    await deployment.close()
+
+
+async def test_what_cannot_be_ended_is_named(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def sweep(*_: object, **__: object) -> Sweep:
+        return Sweep([], ["pid 7 (stuck)"], agent_lives=False)
+
+    with monkeypatch.context() as context:
+        context.setattr(LocalHost, "sweep", sweep)
+        with pytest.raises(LeftoverError, match=r"could not end pid 7 \(stuck\) on host here"):
+            await stop_deployment(deployment)
+        assert (await deployment.status()).state == "down"  # truthfully: nothing that it knows of runs
+        assert deployment.state.phase == "stopping"  # so that `down` looks again
+    await stop_deployment(deployment)
+    assert deployment.state.phase == "down"
+
+
+async def test_a_full_disk_does_not_keep_it_running(
+    deployment: Deployment, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pdctl.errors import StateError
+
+    def full(*_: object) -> None:
+        raise StateError("no space")
+
+    with monkeypatch.context() as context:
+        context.setattr(DeploymentFolder, "write_state", full)
+        with pytest.raises(StateError, match="no space"):
+            await stop_deployment(deployment)
+    assert living(runtime) == []
