@@ -1,0 +1,1 @@
+"""The data plane: forwards requests to prefill and decode engines."""

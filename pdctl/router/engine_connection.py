@@ -1,0 +1,195 @@
+"""One kept-alive connection to an engine: finds the boundaries of its answers, and reports each read as one."""
+
+import asyncio
+import socket
+from math import inf
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from pdctl.router.messages import HOP_BY_HOP, ROUTER_HEADERS, Failure, Head
+
+if TYPE_CHECKING:
+    from pdctl.router.upstream import Call, Pool
+
+_NOT_RELAYED = HOP_BY_HOP | ROUTER_HEADERS | {b"content-length"}
+
+
+class EngineConnection(asyncio.Protocol):
+    """Carries one call at a time; between two it is its pool's."""
+
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_complete",
+        "_head",
+        "_headers",
+        "_keep_alive",
+        "_length",
+        "_new_head",
+        "_parser",
+        "_paused",
+        "_pool",
+        "_received",
+        "_sse",
+        "_transport",
+        "_unasked",
+        "call",
+        "idle_since",
+    )
+    _transport: asyncio.Transport
+    _headers: list[bytes]
+    _body: list[bytes]  # of one read
+    _head: Head | None
+    _new_head: Head | None  # not reported yet
+    _length: int | None
+    _received: int  # bytes, until the head is complete
+
+    def __init__(self, pool: "Pool", call: "Call") -> None:
+        self.call: Call | None = call
+        self.idle_since = inf  # a time while it is idle
+        self._pool = pool
+        self._parser = httptools.HttpResponseParser(self)
+        self._paused = self._complete = False
+        self._reset()
+
+    # What the pool and the call use.
+
+    @property
+    def usable(self) -> bool:
+        """Whether a call may be sent."""
+        return not self._transport.is_closing()
+
+    def begin(self, call: "Call") -> None:
+        """Send a call's request."""
+        self.call = call
+        if not call.bind(self):
+            self.drop()
+            return
+        self._reset()
+        self._transport.write(b"".join(call.payload))
+
+    def drop(self) -> None:
+        """Close at once, whatever is under way."""
+        self.call = None
+        self._transport.abort()
+
+    def pause(self) -> None:
+        """Stop reading."""
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    # What the event loop reports.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the call that this connection was opened for."""
+        self._transport = cast(asyncio.Transport, transport)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._pool.open.add(self)
+        if self.call is not None:
+            self.begin(self.call)
+
+    def data_received(self, data: bytes) -> None:
+        """Find the answer's boundaries in one read, and report the read as one."""
+        call = self.call
+        if call is None:
+            self.drop()  # nothing was asked
+            return
+        sound = self._parse(data)
+        if not (sound or self._complete):
+            self.drop()
+            call.lost(Failure("invalid", "the answer is not valid HTTP"), answered=True)
+            return
+        body = b"".join(self._body)
+        head, self._new_head = self._new_head, None
+        self._body.clear()
+        if not self._complete:
+            if head is not None or body:
+                call.received(head, body, False)
+            return
+        self._release(reusable=sound and self._keep_alive and not self._unasked)
+        call.received(head, body, True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Report what the end of the connection means for the call."""
+        self._pool.forget(self)
+        call, self.call = self.call, None
+        if call is None:
+            return
+        if exc is None and self._head is not None and self._length is None and not self._chunked:
+            call.received(None, b"", True)  # a body without a length ends with its connection
+            return
+        reason = "the connection was closed" if exc is None else f"the connection was lost: {exc}"
+        when = "before the answer" if self._head is None else "in the middle of the answer"
+        call.lost(Failure("dropped", f"{reason} {when}"), answered=self._received > 0)
+
+    # What the parser reports.
+
+    def on_message_begin(self) -> None:
+        """Called by the parser at a message's first byte."""
+        self._unasked = self._complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser with a header, and with each trailer after a chunked body."""
+        if self._head is not None:
+            return
+        lower = name.lower()
+        if lower not in _NOT_RELAYED:
+            self._headers.append(b"%b: %b\r\n" % (name, value))
+            if lower == b"content-type":
+                self._sse = value.lower().startswith(b"text/event-stream")
+            elif lower == b"content-encoding":
+                self._sse = False
+        elif lower == b"content-length":
+            self._length = int(value)
+        elif lower == b"transfer-encoding":
+            self._chunked = True
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser after the last header."""
+        status = self._parser.get_status_code()
+        if status < 200 or self._complete:
+            return
+        self._keep_alive = self._parser.should_keep_alive()
+        self._head = self._new_head = Head(status, b"".join(self._headers), self._length, self._sse)
+
+    def on_body(self, data: bytes) -> None:
+        """Called by the parser with a piece of the body."""
+        if not self._complete:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser at the end of an answer, or of an interim one (1xx)."""
+        if self._head is None:
+            self._headers.clear()
+            return
+        self._complete = True
+
+    def _reset(self) -> None:
+        self._headers, self._body = [], []
+        self._head = self._new_head = self._length = None
+        self._received = 0
+        self._complete = self._chunked = self._sse = self._keep_alive = self._unasked = False
+
+    def _parse(self, data: bytes) -> bool:
+        if self._head is None:
+            self._received += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return False
+        return self._head is not None or self._received <= 8 * self._pool.limits.head_bytes
+
+    def _release(self, *, reusable: bool) -> None:
+        self.call = None
+        if not reusable or self._transport.is_closing() or self._transport.get_write_buffer_size():
+            self.drop()
+            return
+        self._pool.give_back(self)

@@ -1,0 +1,90 @@
+"""Takes in a completion request: checks it, names it, and starts its exchange."""
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from pdctl.router.body import Body, BodyError, parse_body
+from pdctl.router.exchange import Exchange
+from pdctl.router.messages import DECODE_URL, PREFILL_URL, REQUEST_ID, TOKEN_HEADER, Request
+from pdctl.router.selection import Pin, SelectionError
+from pdctl.router.server import Client
+from pdctl.router.tokens import same_token
+
+if TYPE_CHECKING:
+    from pdctl.router.app import Router
+
+RETRY_AFTER = b"retry-after: 5\r\n"  # engines register every 5 s
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+class IntakeError(Exception):
+    """A request is refused with this status."""
+
+    def __init__(self, status: int, message: str, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+def accept(router: "Router", request: Request, client: Client) -> Exchange | None:
+    """Start a request, or answer why not."""
+    request_id = ""
+    try:
+        _check_room(router)
+        body = parse_body(request.body)
+        request_id = _request_id(request, body)
+        _check_unique(router, request_id)
+        exchange = Exchange(router, client, request, body, request_id, _pin(router, request))
+        exchange.start()
+    except BodyError as error:
+        _refuse(router, request, client, request_id, IntakeError(400, str(error), "invalid_body"))
+    except (IntakeError, SelectionError) as error:
+        _refuse(router, request, client, request_id, error)
+    else:
+        return exchange
+    return None
+
+
+def _check_room(router: "Router") -> None:
+    if router.stopping:
+        raise IntakeError(503, "the router is stopping", "stopping")
+    limit = router.settings.limits.in_flight
+    if len(router.in_flight) >= limit:
+        raise IntakeError(503, f"the router is serving {limit} requests, which is its limit", "overloaded")
+
+
+def _request_id(request: Request, body: Body) -> str:
+    given = request.headers.get(REQUEST_ID)
+    request_id = given.decode("latin-1") if given else body.request_id
+    if request_id is None:
+        return os.urandom(16).hex()
+    if not _REQUEST_ID.fullmatch(request_id):
+        raise IntakeError(400, "a request id has 1 to 128 printable ASCII characters", "invalid_request_id")
+    return request_id
+
+
+def _check_unique(router: "Router", request_id: str) -> None:
+    if request_id in router.in_flight:
+        raise IntakeError(409, f"request id {request_id} is in flight already", "duplicate_request_id")
+
+
+def _pin(router: "Router", request: Request) -> Pin | None:
+    prefill, decode = request.headers.get(PREFILL_URL), request.headers.get(DECODE_URL)
+    if prefill is None and decode is None:
+        return None
+    if not same_token(router.settings.token, request.headers.get(TOKEN_HEADER, b"")):
+        raise IntakeError(401, "choosing the engines of a request needs the deployment's token", "unauthorized")
+    if decode is None or (router.settings.splitwise and prefill is None):
+        raise IntakeError(400, "a request that chooses its engines must name each of them", "unknown_instance")
+    return Pin(prefill.decode("latin-1") if prefill else None, decode.decode("latin-1"))
+
+
+def _refuse(
+    router: "Router", request: Request, client: Client, request_id: str, error: IntakeError | SelectionError
+) -> None:
+    router.metrics.finished(request.path, error.status, 0.0)
+    headers = RETRY_AFTER if error.status == 503 else b""
+    if request_id:
+        headers += b"%b: %b\r\n" % (REQUEST_ID, request_id.encode())
+    client.error(error.status, str(error), code=error.code, headers=headers)

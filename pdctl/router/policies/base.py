@@ -1,0 +1,14 @@
+"""What a policy is."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pdctl.router.instance import Instance
+
+
+class Policy(Protocol):
+    """Chooses an engine for one request."""
+
+    def choose(self, candidates: Sequence[Instance]) -> Instance:
+        """One of the candidates, of which there is at least one."""
+        ...

@@ -1,0 +1,191 @@
+"""Cuts a client's byte stream into requests, and refuses what is malformed, hostile, or too large."""
+
+from collections import deque
+from typing import Literal
+
+import httptools
+
+from pdctl.router.messages import READ_HERE, Refusal, Request
+from pdctl.router.settings import Limits
+
+Phase = Literal["idle", "head", "body"]
+
+
+class RequestReader:
+    """One client's requests, in order, in `ready`. After a Refusal nothing more is read."""
+
+    __slots__ = (
+        "_body",
+        "_body_size",
+        "_forwarded",
+        "_head_size",
+        "_headers",
+        "_http11",
+        "_keep_alive",
+        "_limits",
+        "_parser",
+        "_unframed",
+        "_url",
+        "closed",
+        "expects_continue",
+        "phase",
+        "ready",
+        "steps",
+    )
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self.ready: deque[Request | Refusal] = deque()
+        self.phase: Phase = "idle"
+        self.steps = 0  # grows whenever the phase changes
+        self.closed = False  # nothing more is read
+        self.expects_continue = False  # the client waits for "100 Continue" before it sends the body
+        self.on_message_begin()
+        self._set_phase("idle")
+
+    def feed(self, data: bytes) -> None:
+        """Read on; whole requests, and at most one refusal as the last, are added to `ready`."""
+        if self.closed:
+            return
+        steps = self.steps
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.closed = True  # no other protocol is spoken here; the request itself is answered
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"malformed HTTP request: {error}")
+        self._bound_framing(len(data) if self.steps == steps else 0)
+
+    def on_message_begin(self) -> None:
+        """Called by the parser at a request's first byte."""
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._forwarded: list[bytes] = []
+        self._body: list[bytes] = []
+        self._head_size = self._body_size = self._unframed = 0
+        self._set_phase("head")
+
+    def on_url(self, url: bytes) -> None:
+        """Called by the parser with a piece of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser with a header, and with each trailer after a chunked body."""
+        if self.phase == "body":
+            return  # trailers could pass for headers: they end here
+        self._head_size += len(name) + len(value) + 4
+        name = name.lower()
+        if name not in READ_HERE:
+            self._forwarded.append(b"%b: %b\r\n" % (name, value))
+            return
+        earlier = self._headers.get(name)
+        self._headers[name] = value if earlier is None else earlier + b"," + value
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser after the last header."""
+        parser, headers = self._parser, self._headers
+        version = parser.get_http_version()
+        self._http11 = version == "1.1"
+        self._keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        self._set_phase("body")
+        refusal = self._head_refusal(version)
+        if refusal is not None:
+            self._refuse(*refusal)
+            return
+        self.expects_continue = self._http11 and b"expect" in headers
+        connection = headers.get(b"connection")
+        if connection is not None:
+            self._drop_connection_headers(connection)
+
+    def on_body(self, data: bytes) -> None:
+        """Called by the parser with a piece of the body."""
+        if self.closed:
+            return
+        self._body_size += len(data)
+        if self._body_size > self._limits.body_bytes:
+            self._refuse(413, f"the body is larger than {self._limits.body_bytes} bytes")
+            return
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser at a request's end."""
+        if self.closed:
+            return
+        url, headers, body = self._url, self._headers, self._body
+        path = _path(url)
+        if b"authorization" in headers:
+            self._forwarded.append(b"authorization: %b\r\n" % headers[b"authorization"])
+        self.ready.append(
+            Request(
+                method=self._parser.get_method(),
+                target=url if url.startswith(b"/") else path,
+                path=path,
+                headers=headers,
+                forwarded=b"".join(self._forwarded),
+                body=body[0] if len(body) == 1 else b"".join(body),
+                http11=self._http11,
+                keep_alive=self._keep_alive,
+            )
+        )
+        self._body = []
+        self.expects_continue = False
+        self._set_phase("idle")
+
+    def _set_phase(self, phase: Phase) -> None:
+        self.phase = phase
+        self.steps += 1
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._body = []
+        self.ready.append(Refusal(status, message))
+
+    def _head_refusal(self, version: str) -> Refusal | None:
+        headers, limits = self._headers, self._limits
+        if self._head_size + len(self._url) > limits.head_bytes:
+            return Refusal(431, f"the request's headers are larger than {limits.head_bytes} bytes")
+        if version not in ("1.0", "1.1"):
+            return Refusal(505, f"HTTP/{version} is not spoken here")
+        # The parser refuses a request with both; this one must never depend on its leniencies.
+        if b"transfer-encoding" in headers and (b"content-length" in headers or not self._http11):
+            return Refusal(400, "Transfer-Encoding with Content-Length, or in HTTP/1.0")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            return Refusal(501, "the only transfer encoding is chunked")
+        if self._http11 and (b"host" not in headers or b"," in headers[b"host"]):
+            return Refusal(400, "a request needs exactly one Host header")
+        if int(headers.get(b"content-length", 0)) > limits.body_bytes:
+            return Refusal(413, f"the body is larger than {limits.body_bytes} bytes")
+        if headers.get(b"expect", b"100-continue").lower() != b"100-continue":
+            return Refusal(417, "the only expectation that can be met is 100-continue")
+        return None
+
+    def _drop_connection_headers(self, connection: bytes) -> None:
+        """Drop the headers that `Connection` names, as well as those that belong to a connection by definition."""
+        named = {name.strip().lower() for name in connection.split(b",")} - {b"close", b"keep-alive"}
+        if named:
+            self._forwarded = [line for line in self._forwarded if line.partition(b":")[0] not in named]
+
+    def _bound_framing(self, received: int) -> None:
+        """Bound what the parser holds or skips: unfinished headers, chunk extensions, trailers.
+
+        `received` counts bytes that all belong to one request; a body may cost eight times its size on the wire,
+        which is what one-byte chunks take and more.
+        """
+        if self.phase == "idle":
+            return
+        self._unframed += received
+        if self._unframed > 2 * self._limits.head_bytes + 8 * self._body_size:
+            self._refuse(431, f"the request's headers or chunk framing exceed {2 * self._limits.head_bytes} bytes")
+
+
+def _path(target: bytes) -> bytes:
+    """The path of a target in origin form, absolute form, or `*`."""
+    if not target.startswith((b"/", b"*")):
+        try:
+            return httptools.parse_url(target).path or b"/"
+        except httptools.HttpParserInvalidURLError:
+            return target
+    return target.partition(b"?")[0]
