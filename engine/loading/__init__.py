@@ -1,0 +1,1 @@
+"""Model names become files; files become weights, configuration and a tokenizer."""
