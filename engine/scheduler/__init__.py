@@ -1,0 +1,1 @@
+"""Requests, batches, KV blocks and the prefix cache: pure Python, no torch."""

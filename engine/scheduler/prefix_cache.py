@@ -1,0 +1,82 @@
+"""Which blocks hold which tokens: full blocks found again by a hash over everything up to their end."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+
+KEY_BYTES = 16
+ROOT_KEY = bytes(KEY_BYTES)  # stands before a prompt's first block
+
+
+def block_key(parent: bytes, tokens: list[int]) -> bytes:
+    """Name a full block after its tokens and the key of the block before it. The same in every process and machine."""
+    return blake2b(parent + struct.pack(f"<{len(tokens)}I", *tokens), digest_size=KEY_BYTES).digest()
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """What a full block holds: its own tokens, after those of its parent."""
+
+    key: bytes
+    tokens: list[int]
+    parent: "Prefix | None"
+
+    def continues(self, parent: "Prefix | None", tokens: list[int]) -> bool:
+        """Tell whether this is `tokens` after `parent`, by the token ids themselves: equal keys prove nothing."""
+        if self.tokens != tokens or not _same(self.parent, parent):
+            return False
+        self.parent = parent  # an evicted twin of `parent` is now compared, and kept alive, no more
+        return True
+
+
+class PrefixCache:
+    """Finds the block that holds the KV of a run of tokens. Who uses a block, and when it goes, is not its business."""
+
+    def __init__(self, block_size: int, key: Callable[[bytes, list[int]], bytes] = block_key) -> None:
+        self._block_size = block_size
+        self._key = key
+        self._contents: dict[int, Prefix] = {}  # every full block, also those that hold the same as another
+        self._blocks: dict[bytes, int] = {}  # the block to use for a key
+
+    def match(self, tokens: list[int], max_blocks: int) -> list[int]:
+        """Return the blocks that hold the longest known prefix of `tokens`, at most `max_blocks`."""
+        blocks: list[int] = []
+        parent: Prefix | None = None
+        for start in range(0, max_blocks * self._block_size, self._block_size):
+            piece = tokens[start : start + self._block_size]
+            block = self._blocks.get(self._key_after(parent, piece))
+            if block is None or not self._contents[block].continues(parent, piece):
+                break
+            parent = self._contents[block]
+            blocks.append(block)
+        return blocks
+
+    def insert(self, block: int, previous: int | None, tokens: list[int]) -> None:
+        """Note that `block` holds the KV of `tokens` after what `previous`, noted before, holds."""
+        parent = None if previous is None else self._contents[previous]
+        prefix = Prefix(self._key_after(parent, tokens), tokens, parent)
+        self._contents[block] = prefix
+        self._blocks.setdefault(prefix.key, block)
+
+    def keeps(self, block: int) -> bool:
+        """Tell whether `block`, now unused, is worth keeping: it is the one to be found for what it holds."""
+        prefix = self._contents.get(block)
+        return prefix is not None and self._blocks.setdefault(prefix.key, block) == block
+
+    def forget(self, block: int) -> None:
+        """Drop `block`, whose contents are about to be overwritten."""
+        prefix = self._contents.pop(block, None)
+        if prefix is not None and self._blocks.get(prefix.key) == block:
+            del self._blocks[prefix.key]
+
+    def _key_after(self, parent: Prefix | None, tokens: list[int]) -> bytes:
+        return self._key(ROOT_KEY if parent is None else parent.key, tokens)
+
+
+def _same(one: Prefix | None, other: Prefix | None) -> bool:
+    while one is not other:
+        if one is None or other is None or one.tokens != other.tokens:
+            return False
+        one, other = one.parent, other.parent
+    return True
