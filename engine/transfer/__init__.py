@@ -1,0 +1,1 @@
+"""KV transfer from prefill to decode engines: handshake, wire messages, and one file per transport."""

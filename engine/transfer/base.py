@@ -1,0 +1,140 @@
+"""What the parts of KV transfer share: the transport, the core as they see it, identities, limits, counters."""
+
+import concurrent.futures
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from engine.scheduler.handoff import Reservation
+from engine.scheduler.request import Request
+
+
+class Peer(NamedTuple):
+    """Where a decode engine takes KV handshakes: its host and pd-comm port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an engine tells its peers about itself."""
+
+    engine_id: str  # "host:port" of its API, as it registers with the router
+    compat: str  # compat_hash() of its model
+    layout: Mapping[str, Any]  # KVLayout.describe() of its pool
+    token: str | None = None  # the deployment's; None: peers are not asked for one
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how many. Seconds, but for the last two."""
+
+    connect_s: float = 5.0  # TCP connection, handshake, memory mapped
+    reserve_s: float = 30.0  # decode: free blocks for a prompt
+    join_s: float = 30.0  # decode: the router's leg of a request, after its reservation
+    deliver_s: float = 300.0  # a request's KV, from its reservation to done
+    ping_s: float = 2.0
+    silence_s: float = 10.0  # a connection on which nothing came for so long is lost
+    connections: int = 256  # decode: prefill engines connected
+    transfers: int = 4096  # decode: reservations of one prefill engine, and requests that wait for theirs
+
+
+@dataclass(slots=True)
+class Counters:
+    """What one side of KV transfer has done since its start. Owned by the event loop."""
+
+    direction: Literal["sent", "received"]
+    transport: str
+    bytes: int = 0
+    seconds: float = 0.0  # spent copying
+    pushes: int = 0  # sent: chunks pushed; received: requests delivered
+    failures: int = 0  # requests that ended in a TransferError
+
+
+class Pushed(NamedTuple):
+    """One push: its size, and the time that the copy took."""
+
+    bytes: int
+    seconds: float
+
+
+class Writer(Protocol):
+    """Prefill's side of a transport: writes blocks of its pool into one decode engine's pool."""
+
+    num_blocks: int  # of the decode engine's pool
+
+    async def push(self, source: Sequence[int], target: Sequence[int]) -> Pushed:
+        """Copy block source[i] here to block target[i] there.
+
+        Pushes happen in the order of the calls. When this returns or raises, cancellation included, no byte of it can
+        be written any more. Raises TransferError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Wait for the pushes in flight, unmap the memory, then let the decode engine know that nobody writes."""
+        ...
+
+
+class Inlet(Protocol):
+    """Decode's side of a transport: lets one prefill engine write into the pool."""
+
+    offer: bytes  # travels in the welcome; what Transport.connect needs
+
+    async def drained(self) -> None:
+        """Admit no writer from now on; return when none is left, the writer's death included."""
+        ...
+
+    def close(self) -> None:
+        """Let go of sockets. The caller knows that no granted block is left to be written."""
+        ...
+
+
+class Transport(Protocol):
+    """A way to move KV blocks between two engines' pools. One object per engine."""
+
+    name: str  # on the wire and in metrics
+
+    def open_inlet(self) -> Inlet:
+        """Make the way in for one prefill engine. Called in the event loop."""
+        ...
+
+    async def connect(self, offer: bytes) -> Writer:
+        """Reach the pool behind a decode engine's offer. Raises TransferError with the reason."""
+        ...
+
+
+class PrefillCore(Protocol):
+    """What sending KV needs of the engine core; every method may be called from any thread."""
+
+    def submit(self, request: Request, *, hold: bool = False) -> None:
+        """Compute the prompt; with hold, its blocks stay owned until release()."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Stop computing."""
+        ...
+
+    def release(self, request_id: str) -> None:
+        """Nobody reads the request's blocks any more."""
+        ...
+
+
+class DecodeCore(Protocol):
+    """What receiving KV needs of the engine core; every method may be called from any thread."""
+
+    def reserve(self, request_id: str, prompt: list[int]) -> concurrent.futures.Future[Reservation]:
+        """Reserve blocks for the prompt. The future fails with RequestError; cancelling it gives up the place."""
+        ...
+
+    def start_decode(self, request: Request, reservation: Reservation, first_tokens: list[int]) -> None:
+        """Go on from a prompt whose KV is in the reserved blocks."""
+        ...
+
+    def cancel_reservation(self, reservation: Reservation) -> None:
+        """Give the blocks back. No writer may be left."""
+        ...

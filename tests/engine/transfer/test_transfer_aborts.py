@@ -1,0 +1,338 @@
+"""Either side gives up, or is lost, at each stage: the other hears of it at once, and no block is freed too early."""
+
+import asyncio
+import contextlib
+
+import pytest
+from transfer_harness import (
+    BLOCK,
+    DECODE,
+    LAYOUT,
+    PREFILL,
+    Limits,
+    Pair,
+    decode_side,
+    engines,
+    identity,
+    request,
+    within,
+)
+
+from engine.errors import TransferError
+from engine.kv.pool import KVPool
+from engine.transfer.base import Peer
+from engine.transfer.handshake import introduce
+from engine.transfer.wire import Abort, Channel, ChannelError, Done, Granted, Quiet, Refused, Reserve
+
+
+async def cancelled(task: "asyncio.Task[object]") -> None:
+    """Cancel a leg, as its HTTP handler does when the client leaves."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await within(task)
+
+
+async def lost_within(queue: "asyncio.Queue[object]", seconds: float) -> bool:
+    """Whether nothing comes out of the queue for that long."""
+    try:
+        await asyncio.wait_for(queue.get(), seconds)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def test_prefill_leaves_while_blocks_are_being_reserved():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        _, _, future = await within(pair.decode_core.asked.get())
+        await cancelled(delivered)
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} aborted: the request was cancelled"):
+            await within(received)
+        assert future.cancelled()
+        assert pair.prefill_core.submitted.empty()
+        pair.check_idle()
+
+
+async def test_prefill_leaves_while_computing():
+    async with engines() as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        computing = await pair.submitted()
+        await pair.prefill_core.compute(computing, 0, 20)
+        await cancelled(delivered)
+        assert pair.prefill_core.aborted == [computing.request_id] == [pair.prefill_core.released.get_nowait()]
+        with pytest.raises(TransferError, match="aborted: the request was cancelled"):
+            await within(received)
+        pair.check_idle()
+
+
+async def test_prefill_leaves_while_pushing():
+    async with engines(held=True) as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(pair.prefill._transport.pushing.wait())
+        delivered.cancel()
+        delivered.cancel()  # impatience changes nothing: the write cannot be called back
+        assert await lost_within(pair.prefill_core.released, 0.2)
+        assert not received.done()
+        pair.prefill._transport.gate.set_result(None)
+        with pytest.raises(asyncio.CancelledError):
+            await within(delivered)
+        with pytest.raises(TransferError, match="aborted"):
+            await within(received)
+        pair.check_idle()
+
+
+async def test_prefill_leaves_before_the_request_has_come():
+    async with engines() as pair:
+        delivered = pair.deliver(request("r"))
+        await pair.submitted()
+        await cancelled(delivered)
+        await within(pair.decode_core.cancelled.get())
+        with pytest.raises(TransferError, match="aborted"):  # at once, not at the deadline
+            await within(pair.receive(request("r")), 1.0)
+        pair.check_idle()
+
+
+async def test_a_failed_reservation_gives_way_to_the_next_of_that_name():
+    async with engines() as pair:
+        delivered = pair.deliver(request("r"))
+        await pair.submitted()
+        await cancelled(delivered)
+        delivered, received = pair.deliver(request("r")), None
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(delivered)
+        received = pair.receive(request("r"))
+        await within(received)
+
+
+async def test_decode_leaves_while_waiting_for_a_reservation():
+    async with engines() as pair:
+        received = pair.receive(request("r"))
+        await asyncio.wait({received}, timeout=0.05)
+        await cancelled(received)
+        pair.check_idle()
+
+
+async def test_decode_leaves_while_blocks_are_being_reserved():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        _, _, future = await within(pair.decode_core.asked.get())
+        await cancelled(received)
+        with pytest.raises(TransferError, match=f"decode {DECODE} refused: the request was cancelled"):
+            await within(delivered)
+        assert future.cancelled()
+        pair.check_idle()
+
+
+async def test_decode_leaves_while_prefill_computes():
+    async with engines() as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        computing = await pair.submitted()
+        await cancelled(received)
+        with pytest.raises(TransferError, match=f"decode {DECODE} aborted: the request was cancelled"):
+            await within(delivered)
+        assert pair.prefill_core.aborted == [computing.request_id]
+        await within(pair.decode_core.cancelled.get())
+        pair.check_idle()
+
+
+async def test_decode_leaves_after_done():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        delivered = pair.deliver(request("r", [1]))
+        name, prompt, future = await within(pair.decode_core.asked.get())
+        pair.decode_core.grant(name, prompt, future)
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(delivered)
+        with pytest.raises(TransferError, match="has 2 here"):
+            await within(pair.receive(request("r", [1, 2])))
+        await within(pair.decode_core.cancelled.get())
+        pair.check_idle()
+
+
+async def test_a_late_write_cannot_land_in_reused_blocks():
+    """Decode's client leaves during a push: the blocks are not free, so nobody else's, until the write has landed."""
+    async with engines(held=True) as pair:
+        delivered, received = pair.deliver(request("r", 2 * BLOCK)), pair.receive(request("r", 2 * BLOCK))
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(pair.prefill._transport.pushing.wait())
+        await cancelled(received)
+        assert await lost_within(pair.decode_core.cancelled, 0.3)
+        assert len(pair.decode_core.blocks.free) == pair.decode_core.blocks.total - 2
+        assert not pair.decode_core.pool.tensor.any()
+
+        pair.prefill._transport.gate.set_result(None)
+        freed = await within(pair.decode_core.cancelled.get())
+        assert pair.decode_core.pool.tensor[freed.block_table].all()  # it was indeed written after the abort
+        with pytest.raises(TransferError, match="aborted"):
+            await within(delivered)
+        pair.check_idle()
+
+
+async def test_a_lost_connection_does_not_free_blocks_that_are_being_written():
+    async with engines(held=True) as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(pair.prefill._transport.pushing.wait())
+        [link] = [link.result() for link in pair.prefill._links.values()]
+        link._channel._writer.transport.abort()
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} is lost"):
+            await within(received, 1.0)
+        assert await lost_within(pair.decode_core.cancelled, 0.3)
+        pair.prefill._transport.gate.set_result(None)
+        await within(pair.decode_core.cancelled.get())
+        with pytest.raises(TransferError, match=f"decode {DECODE} is lost"):
+            await within(delivered)
+        pair.check_idle()
+
+
+async def test_decode_stops_while_requests_are_under_way():
+    async with engines() as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        waiting = pair.receive(request("not yet reserved"))
+        await pair.submitted()
+        await within(pair.decode.close())
+        for leg in (received, waiting):
+            with pytest.raises(TransferError, match="this engine is stopping"):
+                await within(leg)
+        with pytest.raises(TransferError, match=f"decode {DECODE} is lost: it closed the connection"):
+            await within(delivered)
+        assert pair.decode_core.cancelled.qsize() == 1
+        pair.check_idle()
+
+
+async def test_prefill_stops_while_requests_are_under_way():
+    async with engines() as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        await pair.submitted()
+        await within(pair.prefill.close())
+        with pytest.raises(TransferError, match="this engine is stopping"):
+            await within(delivered)
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} is lost"):
+            await within(received)
+        await within(pair.decode_core.cancelled.get())
+        pair.check_idle()
+
+
+async def test_the_deadline_ends_both_legs():
+    async with engines(limits=Limits(deliver_s=0.3)) as pair:
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        await pair.submitted()
+        with pytest.raises(TransferError, match=r"waited 0.3 s for the KV of"):
+            await within(received)
+        with pytest.raises(TransferError, match=r"waited 0.3 s for the KV of|aborted: the request was cancelled"):
+            await within(delivered)
+        await within(pair.decode_core.cancelled.get())
+        pair.check_idle()
+
+
+class PrefillByHand:
+    """A prefill engine that says what a test wants."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    @staticmethod
+    async def connect(peer: Peer, limits: Limits) -> "PrefillByHand":
+        channel = Channel(*await asyncio.open_connection(*peer), limits)
+        await introduce(channel, identity(PREFILL), "ipc")
+        return PrefillByHand(channel)
+
+    async def says(self, message: object) -> object:
+        self.channel.send(message)
+        return await within(self.channel.receive())
+
+    async def hang_up(self) -> None:
+        """Wait until decode has closed the connection."""
+        with contextlib.suppress(ChannelError):
+            while True:
+                await self.channel.receive()
+
+
+async def by_hand(pair: Pair) -> PrefillByHand:
+    return await within(PrefillByHand.connect(pair.peer, Limits()))
+
+
+async def test_a_stale_nonce_fails_the_request_and_never_starts_it():
+    async with engines() as pair:
+        prefill = await by_hand(pair)
+        received = pair.receive(request("r", [1]))
+        assert isinstance(await prefill.says(Reserve("r", 2, [1])), Granted)
+        abort = await prefill.says(Done("r", 1, [7], 0, 0.0))
+        assert abort == Abort("r", 2, f"prefill {PREFILL} used a stale nonce for request r")
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} used a stale nonce for request r"):
+            await within(received)
+        assert pair.decode_core.cancelled.empty()  # the writer of nonce 2 has not let go
+        prefill.channel.send(Quiet("r", 2))
+        await within(pair.decode_core.cancelled.get())
+        assert pair.decode_core.started.empty()
+        prefill.channel.close()
+
+
+async def test_done_for_blocks_that_were_never_granted_fails_the_request():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        prefill = await by_hand(pair)
+        received = pair.receive(request("r", [1]))
+        prefill.channel.send(Reserve("r", 2, [1]))
+        prefill.channel.send(Done("r", 2, [7], 0, 0.0))
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} said done for blocks that were not granted"):
+            await within(received)
+        assert isinstance(await within(prefill.channel.receive()), Refused)
+        prefill.channel.close()
+
+
+async def test_stale_words_about_forgotten_requests_are_harmless():
+    async with engines() as pair:
+        prefill = await by_hand(pair)
+        for message in (Done("r", 1, [7], 0, 0.0), Abort("r", 1, "why not"), Quiet("r", 1)):
+            prefill.channel.send(message)
+        assert isinstance(await prefill.says(Reserve("r", 2, [1])), Granted)
+        prefill.channel.close()
+
+
+@pytest.mark.parametrize("nonsense", [Granted("r", 1, [1], 0), Reserve("r", 2, [1])])
+async def test_a_peer_that_talks_nonsense_loses_its_connection(nonsense: object, caplog: pytest.LogCaptureFixture):
+    async with engines() as pair:
+        prefill = await by_hand(pair)
+        assert isinstance(await prefill.says(Reserve("r", 2, [1])), Granted)
+        prefill.channel.send(nonsense)
+        await within(prefill.hang_up())
+        await within(pair.decode_core.cancelled.get())
+        assert f"connection to prefill {PREFILL} is lost: it" in caplog.text
+
+
+@pytest.mark.parametrize("blocks", [[5, 5, 6], [0, 1, 64], [-1, 0, 1]])
+async def test_prefill_never_writes_where_decode_has_no_block(blocks: list[int]):
+    async with engines() as pair:
+        pair.decode_core.blocks.take = lambda tokens: blocks
+        pair.decode_core.blocks.give = lambda table: None
+        with pytest.raises(TransferError, match="granted blocks that its pool does not have, or one twice"):
+            await within(pair.deliver(request("r", 40)))
+
+
+@pytest.mark.parametrize(("blocks", "cached"), [([1, 2], 0), ([1, 2, 3], 10)])
+async def test_a_grant_that_does_not_fit_the_prompt_fails_the_request(blocks: list[int], cached: int):
+    async with engines() as pair:
+        pair.decode_core.blocks.take = lambda tokens: blocks
+        pair.decode_core.blocks.give = lambda table: None
+        pair.decode_core.cached_tokens = cached
+        with pytest.raises(TransferError, match=f"granted {len(blocks)} blocks, {cached} tokens of them cached"):
+            await within(pair.deliver(request("r", 40)))
+        await within(pair.decode_core.cancelled.get())
+        assert pair.prefill_core.submitted.empty()
+
+
+async def test_silence_is_a_loss():
+    limits = Limits(ping_s=60.0, silence_s=0.3)
+    pool = KVPool(LAYOUT, 4, shared=True)
+    async with decode_side(pool, limits=limits) as (decode, core, peer):
+        prefill = await within(PrefillByHand.connect(peer, limits))
+        received = asyncio.create_task(decode.receive(request("r", [1]), PREFILL))
+        assert isinstance(await prefill.says(Reserve("r", 1, [1])), Granted)
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} is lost: it has been silent for 0.3 s"):
+            await within(received)
+        await within(core.cancelled.get())  # it had never fetched the memory, so it is no writer
+        prefill.channel.close()

@@ -1,0 +1,66 @@
+"""Two legs that meet in the very moment in which one of them leaves."""
+
+import asyncio
+
+import pytest
+from transfer_harness import LIMITS, PREFILL, DecodeCoreDouble, within
+
+from engine.errors import TransferError
+from engine.transfer.inbound import Inbound
+from engine.transfer.rendezvous import Rendezvous
+from engine.transfer.wire import Message, Reserve
+
+
+@pytest.fixture
+def core(pool) -> DecodeCoreDouble:
+    return DecodeCoreDouble(pool)
+
+
+@pytest.fixture
+async def inbound(core: DecodeCoreDouble) -> Inbound:
+    said: list[Message] = []
+    return Inbound(Reserve("r", 1, [1]), PREFILL, core, said.append, lambda _: None)
+
+
+async def waiting_claim(rendezvous: Rendezvous) -> "asyncio.Task[Inbound]":
+    claim = asyncio.create_task(rendezvous.claim(PREFILL, "r"))
+    await asyncio.wait({claim}, timeout=0.01)
+    return claim
+
+
+async def ends_cancelled(claim: "asyncio.Task[Inbound]") -> None:
+    with pytest.raises(asyncio.CancelledError):
+        await within(claim)
+
+
+async def test_a_reservation_for_a_request_that_has_just_left_is_refused(inbound: Inbound):
+    rendezvous = Rendezvous(LIMITS)
+    claim = await waiting_claim(rendezvous)
+    claim.cancel()
+    with pytest.raises(TransferError, match="the request was cancelled"):
+        rendezvous.bring(inbound)
+    await ends_cancelled(claim)
+    assert not rendezvous._waiting
+
+
+async def test_a_request_that_leaves_as_its_reservation_comes_drops_it(inbound: Inbound):
+    rendezvous = Rendezvous(LIMITS)
+    claim = await waiting_claim(rendezvous)
+    rendezvous.bring(inbound)
+    claim.cancel()
+    await ends_cancelled(claim)
+    assert inbound.dropped
+
+
+async def test_a_request_that_leaves_as_prefill_is_lost(inbound: Inbound):
+    rendezvous = Rendezvous(LIMITS)
+    claim = await waiting_claim(rendezvous)
+    claim.cancel()
+    rendezvous.lose(PREFILL, TransferError("prefill is lost"))
+    await ends_cancelled(claim)
+
+    claim = await waiting_claim(rendezvous)
+    rendezvous.lose(PREFILL, TransferError("prefill is lost"))
+    claim.cancel()
+    await ends_cancelled(claim)
+    assert not rendezvous._waiting

@@ -1,0 +1,213 @@
+"""Shared memory between two pools: what is copied, who gets in, and what is left afterwards."""
+
+import asyncio
+import ctypes
+import gc
+import itertools
+import random
+import socket
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transfer_harness import kernel_objects, named_memory, within
+from transfer_processes import FORKSERVER
+
+from engine.errors import TransferError
+from engine.kv.pool import KVLayout, KVPool
+from engine.transfer import shm
+from engine.transfer.shm import Run, ShmTransport, merge_runs
+
+CLONE_NEWNET = 0x40000000
+
+_pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)))
+
+
+@given(_pairs)
+def test_merged_runs_are_the_same_copies_in_order(pairs: list[tuple[int, int]]):
+    source, target = [a for a, _ in pairs], [b for _, b in pairs]
+    runs = list(merge_runs(source, target))
+    assert [(run.source + i, run.target + i) for run in runs for i in range(run.blocks)] == pairs
+
+
+@given(_pairs)
+def test_merged_runs_are_as_long_as_they_can_be(pairs: list[tuple[int, int]]):
+    runs = list(merge_runs([a for a, _ in pairs], [b for _, b in pairs]))
+    for one, two in itertools.pairwise(runs):
+        assert (one.source + one.blocks, one.target + one.blocks) != (two.source, two.target)
+
+
+def test_neighbours_are_one_run():
+    assert list(merge_runs([3, 4, 5, 9], [7, 8, 9, 10])) == [Run(3, 7, 3), Run(9, 10, 1)]
+    assert list(merge_runs([], [])) == []
+
+
+def pools(blocks: int = 32, dtype: torch.dtype = torch.bfloat16) -> tuple[KVPool, KVPool]:
+    layout = KVLayout(num_kv_heads=2, num_layers=3, block_size=16, head_dim=8, dtype=dtype)
+    source, target = KVPool(layout, blocks, shared=False), KVPool(layout, blocks, shared=True)
+    source.tensor.copy_(torch.randn(source.tensor.shape))
+    return source, target
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+async def test_any_blocks_go_to_any_places(dtype: torch.dtype):
+    source, target = pools(dtype=dtype)
+    expected = target.tensor.clone()
+    inlet = ShmTransport(target).open_inlet()
+    writer = await within(ShmTransport(source).connect(inlet.offer))
+    for size in (0, 1, 2, 7, 32):
+        from_blocks, to_blocks = random.sample(range(32), size), random.sample(range(32), size)
+        pushed = await within(writer.push(from_blocks, to_blocks))
+        expected[to_blocks] = source.tensor[from_blocks]
+        assert torch.equal(target.tensor, expected)
+        assert pushed.bytes == size * source.layout.block_bytes
+    await within(writer.close())
+    await within(inlet.drained())
+
+
+async def test_a_cancelled_push_ends_before_it_raises(monkeypatch: pytest.MonkeyPatch):
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    writer = await within(ShmTransport(source).connect(inlet.offer))
+    loop, copy = asyncio.get_running_loop(), shm._copy
+    copying, go_on = asyncio.Event(), asyncio.Event()
+
+    def slow_copy(*args: object) -> float:
+        loop.call_soon_threadsafe(copying.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(5)
+        return copy(*args)
+
+    monkeypatch.setattr(shm, "_copy", slow_copy)
+    push = asyncio.create_task(writer.push([1], [2]))
+    await within(copying.wait())
+    push.cancel()
+    closing = asyncio.create_task(writer.close())
+    _, pending = await asyncio.wait({push, closing}, timeout=0.1)
+    assert pending == {push, closing}
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await within(push)
+    assert torch.equal(target.tensor[2], source.tensor[1])
+    await within(closing)
+    with pytest.raises(TransferError, match="no longer mapped"):
+        await writer.push([1], [2])
+    await within(inlet.drained())
+
+
+async def test_drained_waits_for_the_writers_end():
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    writer = await within(ShmTransport(source).connect(inlet.offer))
+    drained = asyncio.create_task(inlet.drained())
+    await asyncio.wait({drained}, timeout=0.1)
+    assert not drained.done()
+    await within(writer.close())
+    await within(drained)
+
+
+async def test_after_draining_nobody_gets_in():
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    await within(inlet.drained())
+    with pytest.raises(TransferError, match="one host, in one network namespace"):
+        await within(ShmTransport(source).connect(inlet.offer))
+
+
+async def test_an_inlet_admits_one_writer():
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    writer = await within(ShmTransport(source).connect(inlet.offer))
+    with pytest.raises(TransferError):
+        await within(ShmTransport(source).connect(inlet.offer))
+    await within(writer.close())
+    await within(inlet.drained())
+
+
+@pytest.mark.parametrize("key", [b"k" * 32, b"short"])
+async def test_the_wrong_key_gets_nothing_and_keeps_nobody_out(key: bytes):
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    offer = msgspec.msgpack.decode(inlet.offer)
+    with pytest.raises(TransferError, match="did not hand out its shared memory"):
+        await within(ShmTransport(source).connect(msgspec.msgpack.encode({**offer, "key": key})))
+    writer = await within(ShmTransport(source).connect(inlet.offer))
+    await within(writer.close())
+    inlet.close()
+
+
+async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shm, "_KEY_TIMEOUT_S", 0.1)
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.connect("\0" + msgspec.msgpack.decode(inlet.offer)["socket"])
+        writer = await within(ShmTransport(source).connect(inlet.offer))
+    await within(writer.close())
+    inlet.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"block_bytes": 64}, "KV block bytes differ: prefill has 3072, decode has 64"),
+        ({"num_blocks": 1 << 20}, "its shared memory has 98304 bytes, its offer says 3221225472"),
+        ({"num_blocks": "many"}, "its shared memory offer is malformed"),
+        ({"socket": "pdctl-kv-nobody"}, "'ipc' needs prefill and decode on one host, in one network namespace"),
+    ],
+)
+async def test_an_offer_that_does_not_fit_is_refused(change: dict[str, object], reason: str):
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    offer = msgspec.msgpack.encode({**msgspec.msgpack.decode(inlet.offer), **change})
+    with pytest.raises(TransferError, match=reason):
+        await within(ShmTransport(source).connect(offer))
+    inlet.close()
+
+
+def test_a_pool_that_is_not_shared_cannot_be_offered():
+    source, _ = pools(blocks=1)
+    with pytest.raises(ValueError, match="not shared"):
+        ShmTransport(source).open_inlet()
+
+
+async def test_nothing_is_left_in_the_process_or_in_a_file_system():
+    source, target = pools()
+
+    async def connect_and_close() -> None:
+        inlet = ShmTransport(target).open_inlet()
+        writer = await within(ShmTransport(source).connect(inlet.offer))
+        await within(writer.push([1], [2]))
+        await within(writer.close())
+        await within(inlet.drained())
+        inlet.close()
+
+    await connect_and_close()
+    gc.collect()
+    before = kernel_objects(), named_memory()
+    for _ in range(30):
+        await connect_and_close()
+    assert (kernel_objects(), named_memory()) == before
+
+
+def _connect_from_elsewhere(offer: bytes) -> str:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        return "not permitted"
+    source, _ = pools(blocks=1)
+    try:
+        asyncio.run(ShmTransport(source).connect(offer))
+    except TransferError as error:
+        return str(error)
+    return "connected"
+
+
+async def test_another_network_namespace_is_refused_clearly():
+    _, target = pools(blocks=1)
+    inlet = ShmTransport(target).open_inlet()
+    with FORKSERVER.Pool(1) as pool:
+        outcome = await asyncio.to_thread(pool.apply_async(_connect_from_elsewhere, (inlet.offer,)).get, 30)
+    inlet.close()
+    if outcome == "not permitted":
+        pytest.skip("making a network namespace is not permitted here")
+    assert "prefill and decode on one host, in one network namespace" in outcome

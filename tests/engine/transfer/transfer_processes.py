@@ -1,0 +1,121 @@
+"""Engines in processes of their own, for tests that stop and kill them. They run on uvloop, as the engine may."""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import uvloop
+from transfer_harness import LAYOUT, LIMITS, Limits, decode_side, prefill_side, request
+
+from engine.errors import TransferError
+from engine.kv.pool import KVPool
+from engine.transfer import shm
+from engine.transfer.base import Peer
+
+FORKSERVER = multiprocessing.get_context("forkserver")
+# The test folder is not on the fork server's path, and importing torch is what takes long.
+FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.shm", "engine.transfer.sender"])
+BLOCKS = 64
+
+
+class EngineProcess:
+    """A process, and the pipe over which it is told what to do."""
+
+    def __init__(self, main: Any, *args: Any) -> None:
+        self.pipe, theirs = FORKSERVER.Pipe()
+        self._process = FORKSERVER.Process(target=main, args=(theirs, *args))
+        self._process.start()
+        theirs.close()
+
+    def tell(self, *words: Any) -> None:
+        """Send a command."""
+        self.pipe.send(words)
+
+    async def hears(self) -> Any:
+        """Wait for an answer."""
+        return await asyncio.to_thread(self._hear)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        os.kill(self._process.pid, number)
+
+    def end(self) -> None:
+        """Kill it, and wait for its end."""
+        self._process.kill()
+        self._process.join(10)
+        self.pipe.close()
+
+    def _hear(self) -> Any:
+        if not self.pipe.poll(20):
+            raise TimeoutError("the other process has said nothing for 20 s")
+        return self.pipe.recv()
+
+
+@asynccontextmanager
+async def prefill_process(
+    peer: Peer, *, limits: Limits = LIMITS, writes_until: Any = None
+) -> AsyncIterator[EngineProcess]:
+    """A prefill engine. Told (request id, prompt, chunk), it delivers, and says what came of it.
+
+    With writes_until, an Event, each push writes ones over and over until that is set.
+    """
+    engine = EngineProcess(_prefill_main, peer, limits, writes_until)
+    try:
+        yield engine
+    finally:
+        engine.end()
+
+
+@asynccontextmanager
+async def decode_process() -> AsyncIterator[tuple[EngineProcess, Peer]]:
+    """A decode engine that grants what it is asked for."""
+    engine = EngineProcess(_decode_main)
+    try:
+        yield engine, await engine.hears()
+    finally:
+        engine.end()
+
+
+def _prefill_main(pipe: Connection, peer: Peer, limits: Limits, writes_until: Any) -> None:
+    if writes_until is not None:
+        shm._copy = _endless_copy(pipe, writes_until)
+    uvloop.run(_prefill(pipe, peer, limits))
+
+
+async def _prefill(pipe: Connection, peer: Peer, limits: Limits) -> None:
+    async with prefill_side(KVPool(LAYOUT, BLOCKS), limits=limits) as (prefill, core):
+        while True:
+            name, prompt, chunk = await asyncio.to_thread(pipe.recv)
+            delivered = asyncio.create_task(prefill.deliver(request(name, prompt), peer))
+            await core.compute_all(await core.submitted.get(), chunk=chunk)
+            try:
+                pipe.send(await delivered)
+            except TransferError as error:
+                pipe.send(str(error))
+
+
+def _endless_copy(pipe: Connection, until: Any) -> Any:
+    def copy(runs: list[shm.Run], source: object, target: np.ndarray[Any, Any]) -> float:
+        pipe.send("writing")
+        while not until.is_set():
+            for run in runs:
+                target[run.target : run.target + run.blocks] = 1
+        return 0.0
+
+    return copy
+
+
+def _decode_main(pipe: Connection) -> None:
+    uvloop.run(_decode(pipe))
+
+
+async def _decode(pipe: Connection) -> None:
+    async with decode_side(KVPool(LAYOUT, BLOCKS, shared=True)) as (_, _, peer):
+        pipe.send(peer)
+        await asyncio.to_thread(pipe.recv)
