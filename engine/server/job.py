@@ -1,0 +1,87 @@
+"""A checked request in the engine's terms."""
+
+import hashlib
+import uuid
+from dataclasses import dataclass
+
+from engine.errors import RequestError
+from engine.scheduler.request import Request, SamplingParams
+from engine.server.protocol import ChatRequest, CompletionRequest, DisaggregateInfo, StreamOptions
+from engine.server.state import Backend
+
+_GREEDY_BELOW = 1e-5  # a temperature this low divides logits beyond float32's range, and is greedy anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one HTTP request asks for."""
+
+    request: Request
+    stops: list[str]
+    model: str  # the name to answer with
+    peers: DisaggregateInfo | None
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    return_token_ids: bool
+    arrived: float  # time.monotonic()
+
+
+def job_of(
+    body: ChatRequest | CompletionRequest,
+    prompt: list[int],
+    max_tokens: int | None,
+    backend: Backend,
+    model: str,
+    arrived: float,
+) -> Job:
+    """Fill in the defaults; ``max_tokens`` None: all that fit. Raises RequestError where the prompt does not fit."""
+    request_id = body.request_id or uuid.uuid4().hex
+    options = body.stream_options or StreamOptions()
+    eos = frozenset() if body.ignore_eos else backend.tokenizer.eos_token_ids
+    sampling = SamplingParams(
+        max_tokens=_fit(max_tokens, len(prompt), backend.max_model_len),
+        temperature=_temperature(body.temperature),
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(body.top_k or 0, 0),
+        seed=_seed(body.seed, request_id),
+        n=body.n or 1,
+        stop_token_ids=frozenset(body.stop_token_ids or ()) | eos,
+    )
+    return Job(
+        request=Request(request_id, prompt, sampling),
+        stops=body.stop_strings,
+        model=model,
+        peers=body.disaggregate_info,
+        stream=bool(body.stream),
+        include_usage=bool(options.include_usage or options.continuous_usage_stats),
+        continuous_usage=bool(options.continuous_usage_stats),
+        return_token_ids=bool(body.return_token_ids),
+        arrived=arrived,
+    )
+
+
+def _fit(wanted: int | None, num_prompt: int, max_model_len: int) -> int:
+    room = max_model_len - num_prompt
+    if num_prompt < 1:
+        raise RequestError("the prompt is empty: it has no token")
+    if room < 1:
+        raise RequestError(
+            f"this model's context length is {max_model_len} tokens; the prompt has {num_prompt}, "
+            "which leaves no room for an answer: shorten the prompt",
+            code="context_length_exceeded",
+        )
+    return room if wanted is None else min(wanted, room)
+
+
+def _temperature(value: float | None) -> float:
+    if value is None:
+        return 1.0
+    return 0.0 if value < _GREEDY_BELOW else value
+
+
+def _seed(value: int | None, request_id: str) -> int:
+    """Both legs of a disaggregated request must sample alike: without a seed it comes of the id that they share."""
+    if value is None:
+        value = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest())
+    return value & (2**63 - 1)

@@ -1,0 +1,68 @@
+"""Answers as server-sent events, in OpenAI's shape."""
+
+from contextlib import aclosing
+
+import msgspec
+from aiohttp import web
+
+from engine.server.answer import Answer, Piece
+from engine.server.responses import Choice, Response, Usage, as_request_error, encode, error_body
+from engine.server.style import Style
+
+_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+_DONE = b"data: [DONE]\n\n"
+
+
+async def stream_answer(request: web.Request, answer: Answer, style: Style, created: int) -> web.StreamResponse:
+    """Send the answer piece by piece. What fails before the first piece is raised, and gets its true HTTP status."""
+    async with aclosing(answer.pieces()) as pieces:
+        first = await anext(pieces)
+        response = web.StreamResponse(headers=_HEADERS)
+        await response.prepare(request)
+        events = _Events(answer, style, created)
+        try:
+            await response.write(events.opening() + events.pieces(first))
+            async for batch in pieces:
+                await response.write(events.pieces(batch))
+            await response.write(events.closing())
+        except ConnectionResetError:  # the client has left; the caller aborts what is still being generated
+            return response
+        except Exception as error:  # the head is out: only the body can tell
+            await response.write(b"event: error\n" + _event(error_body(as_request_error(error))))
+        await response.write_eof()
+    return response
+
+
+class _Events:
+    """The bytes of one stream's events."""
+
+    def __init__(self, answer: Answer, style: Style, created: int) -> None:
+        self._answer = answer
+        self._style = style
+        self._created = created
+        self._id = style.id_prefix + answer.job.request.request_id
+
+    def opening(self) -> bytes:
+        choices = [choice for i in range(self._answer.job.request.sampling.n) for choice in self._style.opening(i)]
+        return b"".join([self._chunk([choice], self._running_usage()) for choice in choices])
+
+    def pieces(self, batch: list[Piece]) -> bytes:
+        return b"".join([self._chunk([self._style.piece(piece)], self._running_usage()) for piece in batch])
+
+    def closing(self) -> bytes:
+        if not self._answer.job.include_usage:
+            return _DONE
+        return self._chunk([], self._answer.usage) + _DONE
+
+    def _running_usage(self) -> Usage | msgspec.UnsetType | None:
+        if not self._answer.job.include_usage:
+            return msgspec.UNSET
+        return self._answer.usage if self._answer.job.continuous_usage else None
+
+    def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> bytes:
+        chunk = Response(self._id, self._style.chunk_object, self._created, self._answer.job.model, choices, usage)
+        return _event(encode(chunk))
+
+
+def _event(data: bytes) -> bytes:
+    return b"data: %b\n\n" % data
