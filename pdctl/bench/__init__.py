@@ -1,0 +1,1 @@
+"""The open-loop benchmark client behind `pdctl bench`."""
