@@ -1,0 +1,68 @@
+"""`pdctl plan`: what `up` would start."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from pdctl.planning.plan import Plan, ProcessPlan
+
+
+def plan(
+    topology: Annotated[Path | None, typer.Argument(help="The topology file (default: the embedded one).")] = None,
+    name: Annotated[str | None, typer.Option(help="The deployment's name, instead of the topology's.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show what `up` would start: every process with its command line, environment, ports and GPUs.
+
+    Nothing is started or changed. Values of variables and flags that are named like secrets are hidden.
+    """
+    from pdctl.cli.terminal import Terminal
+    from pdctl.planning.redaction import redact
+
+    made = redact(_make_plan(topology, name))
+    terminal = Terminal()
+    if json:
+        terminal.print_json(made.model_dump(mode="json"))
+        return
+    terminal.print(f"{made.name}: {made.model} on engine {made.engine}\n")
+    terminal.print(_table(made))
+    for process in made.processes:
+        terminal.print(f"\n{process.name}\n  {_command_line(process)}")
+
+
+def _make_plan(path: Path | None, name: str | None) -> "Plan":
+    import asyncio
+
+    from pdctl.deployment.store import state_root
+    from pdctl.planning.planner import make_plan
+    from pdctl.planning.probing import probe_hosts
+    from pdctl.profiles import load_profile
+    from pdctl.topology.loading import load_topology
+
+    topology = load_topology(path, name=name)
+    profile = load_profile(topology.engine)
+    return make_plan(topology, profile, asyncio.run(probe_hosts(topology, profile, state_root())))
+
+
+def _table(plan: "Plan") -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for header in ("process", "host", "address", "ports", "gpus"):
+        table.add_column(header)
+    for process in plan.processes:
+        ports = ", ".join(f"{purpose} {port or '(any free)'}" for purpose, port in process.ports.items())
+        gpus = ", ".join(map(str, process.gpus)) or "-"
+        table.add_row(process.name, process.host, plan.hosts[process.host].address, ports, gpus)
+    return table
+
+
+def _command_line(process: "ProcessPlan") -> str:
+    from shlex import join
+
+    variables = [f"{name}={value}" for name, value in process.env.items()]
+    return join(["env", *variables, *process.argv] if variables else process.argv)
