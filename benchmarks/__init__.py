@@ -1,0 +1,1 @@
+"""Measurements of the project against what it is compared with; results in RESULTS.md."""

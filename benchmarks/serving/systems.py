@@ -1,0 +1,143 @@
+"""Starts and stops the two systems: one prefill and one decode engine of one thread each, and a router."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+READY_TIMEOUT_S = 400.0
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a running system answers, and how long it took to become ready."""
+
+    url: str
+    model: str
+    ready_s: float
+
+
+@contextmanager
+def pdctl_system(model: Path) -> Iterator[Endpoint]:
+    """Run pdctl with its builtin engine on ``model``, a safetensors folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        topology = Path(folder, "bench.yaml")
+        engine = {"replicas": 1, "args": {"threads": 1, "dtype": "bfloat16", "served-model-name": "smollm2"}}
+        topology.write_text(
+            json.dumps(
+                {"name": "bench", "model": str(model), "router": {"port": 0}, "prefill": engine, "decode": engine}
+            )
+        )
+        environment = os.environ | {"PDCTL_STATE_DIR": folder}
+        command = [sys.executable, "-m", "pdctl"]
+        start = time.perf_counter()
+        subprocess.run([*command, "up", "-d", str(topology)], env=environment, check=True)
+        ready_s = time.perf_counter() - start
+        try:
+            status = subprocess.run([*command, "status", "--json"], env=environment, check=True, capture_output=True)
+            yield Endpoint(json.loads(status.stdout)["endpoint"], "smollm2", ready_s)
+        finally:
+            subprocess.run([*command, "down"], env=environment, check=True)
+
+
+@contextmanager
+def vllm_system(python: Path, model: Path) -> Iterator[Endpoint]:
+    """Run vLLM with NixlConnector and vllm-router from the environment of ``python``, as its documentation says."""
+    ports = _free_ports(6)
+    url = f"http://127.0.0.1:{ports[0]}"
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for core, role in enumerate(("kv_producer", "kv_consumer")):
+            command, environment = _vllm_engine(
+                python, model, role, port=ports[1 + core], side_port=ports[3 + core], core=core
+            )
+            stack.enter_context(_process(command, environment, logs / f"{role}.log"))
+        for port in ports[1:3]:
+            _wait_healthy(f"http://127.0.0.1:{port}/health")
+        stack.enter_context(_process(_vllm_router(python, ports), dict(os.environ), logs / "router.log"))
+        _wait_healthy(f"{url}/health")
+        body = {"model": "smollm2", "prompt": "one two three four", "max_tokens": 2}
+        httpx.post(f"{url}/v1/completions", json=body, timeout=READY_TIMEOUT_S).raise_for_status()
+        yield Endpoint(url, "smollm2", time.perf_counter() - start)
+
+
+def _vllm_engine(
+    python: Path, model: Path, role: str, *, port: int, side_port: int, core: int
+) -> tuple[list[str], dict[str, str]]:
+    connector = {
+        "kv_connector": "NixlConnector",
+        "kv_role": role,
+        "kv_buffer_device": "cpu",
+        "kv_load_failure_policy": "fail",
+    }
+    command = [str(python.parent / "vllm"), "serve", str(model), "--served-model-name", "smollm2"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "bfloat16"]
+    command += ["--max-model-len", "8192", "--max-num-seqs", "16", "--kv-transfer-config", json.dumps(connector)]
+    environment = os.environ | {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": str(core),
+        "VLLM_NIXL_SIDE_CHANNEL_HOST": "127.0.0.1",
+        "VLLM_NIXL_SIDE_CHANNEL_PORT": str(side_port),
+        "UCX_TLS": "tcp,self",
+        "UCX_NET_DEVICES": "lo",
+    }
+    return command, environment
+
+
+def _vllm_router(python: Path, ports: list[int]) -> list[str]:
+    command = [str(python.parent / "vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", "nixl"]
+    command += ["--prefill", f"http://127.0.0.1:{ports[1]}", "--decode", f"http://127.0.0.1:{ports[2]}"]
+    return [*command, "--policy", "round_robin", "--port", str(ports[0]), "--prometheus-port", str(ports[5])]
+
+
+@contextmanager
+def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    """Run a process, and end it with all its descendants."""
+    with log.open("wb") as output:
+        process = psutil.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield
+    except BaseException:
+        print(f"--- the end of {log.name}:\n{log.read_text(errors='replace')[-2000:]}", file=sys.stderr)
+        raise
+    finally:
+        family = [*process.children(recursive=True), process]
+        for member in family:
+            member.terminate()
+        for member in psutil.wait_procs(family, timeout=15)[1]:
+            member.kill()
+
+
+def _wait_healthy(url: str) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url, timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.5)
+    raise TimeoutError(f"{url} did not answer 200 within {READY_TIMEOUT_S:.0f} s")
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for holder in sockets:
+            holder.bind(("127.0.0.1", 0))
+        return [holder.getsockname()[1] for holder in sockets]
