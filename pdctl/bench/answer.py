@@ -78,7 +78,7 @@ class AnswerReader:
             return
         try:
             event = _decode(payload)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.answer.fail("malformed", f"{error}: {payload[:200].decode(errors='replace')}")
             return
         if event.error is not None:

@@ -76,10 +76,10 @@ async def stream_answer(
                 return answer
             async for data in response.content.iter_any():
                 reader.feed(data, clock())
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        answer.fail("connect", str(error))
     except TimeoutError:
         answer.fail("timeout", f"no complete answer within {session.timeout.total:g} s")
-    except aiohttp.ClientConnectorError as error:
-        answer.fail("connect", str(error))
     except (aiohttp.ClientError, ConnectionError) as error:
         answer.fail("disconnected", f"{type(error).__name__}: {error}")
     if not answer.finished:

@@ -61,14 +61,14 @@ class FileDataset:
 def load_prompts(path: Path, output_tokens: int) -> FileDataset:
     """Read one prompt a line: text, or in a ``.jsonl`` file ``{"prompt": str, "output_tokens": int (optional)}``."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON allows
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"cannot read the prompts in {path}: {error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise DatasetError(f"there is no prompt in {path}: write one a line")
     if path.suffix != ".jsonl":
-        return FileDataset(tuple(Prompt(line, output_tokens) for _, line in numbered))
+        return FileDataset(tuple(Prompt(line.rstrip("\r"), output_tokens) for _, line in numbered))
     return FileDataset(tuple(_from_json(line, f"{path}:{number}", output_tokens) for number, line in numbered))
 
 

@@ -20,7 +20,10 @@ async def show_progress(tally: Tally, planned: int | None, console: Console, *, 
     if not live:
         while True:
             await asyncio.sleep(PLAIN_INTERVAL_S)
-            console.print(progress_line(tally, planned, rate.of(tally)), soft_wrap=True)
+            try:
+                console.print(progress_line(tally, planned, rate.of(tally)), soft_wrap=True)
+            except SystemExit:  # rich's answer where nobody reads any more; it would end the benchmark
+                return
     with Live(console=console, auto_refresh=False, transient=True) as display:
         while True:
             display.update(progress_line(tally, planned, rate.of(tally)), refresh=True)

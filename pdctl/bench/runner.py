@@ -119,6 +119,7 @@ class _Run:
             body = self._body(index)  # before it is due: a long prompt takes time to build
             await self._sleep_until(due)
             group.create_task(self._request(body, due, cap))
+            await asyncio.sleep(0)  # it is sent before the next prompt is built
 
     async def _request(self, body: bytes, due: float, cap: AbstractAsyncContextManager[None]) -> None:
         woken = self._now()

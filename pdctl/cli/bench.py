@@ -5,9 +5,9 @@ import json
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -66,6 +66,10 @@ def bench(
     terminal = Terminal()
     if qps is None and concurrency is None:
         raise OptionError("say how much load: --qps N (open loop) or --concurrency N (closed loop)")
+    if name is not None and url is not None:
+        raise OptionError("--name and --url both say what to measure: give one of them")
+    if save_detailed and json_file is None:
+        raise OptionError("--save-detailed adds to the file of --json: give that too")
     if json_file is not None:
         with _writing(json_file):
             json_file.open("a").close()  # fails now rather than after the benchmark
@@ -90,12 +94,17 @@ def bench(
     except ValueError as error:
         raise OptionError(str(error)) from error
     result = uvloop.run(_measure(workload, url or _deployment_url(name), model, terminal))
-    _show(result, terminal)
-    if json_file is not None:
-        content = json.dumps(to_json(result, detailed=save_detailed), indent=2)
-        with _writing(json_file):
-            json_file.write_text(content + "\n")
+    try:
+        if json_file is not None:
+            _write_json(json_file, to_json(result, detailed=save_detailed))
+    finally:
+        _show(result, terminal)
     _exit_by(result, max_error_rate)
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    with _writing(path):
+        path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @contextmanager
@@ -129,8 +138,9 @@ async def _measure(workload: Workload, url: str, model: str | None, terminal: Te
         return await run_benchmark(workload, url, model, stop=stop, tally=tally)
     finally:
         progress.cancel()
-        with suppress(asyncio.CancelledError):
-            await progress
+        await asyncio.wait({progress})
+        if not progress.cancelled() and (error := progress.exception()) is not None:
+            terminal.warning(f"the progress could not be shown: {error}")
 
 
 def _show(result: Result, terminal: Terminal) -> None:

@@ -39,7 +39,7 @@ class Router:
         self.selector = Selector(self.registry, settings)
         self.protocol: LegProtocol = Builtin() if settings.splitwise else Mixed()
         self.health = HealthChecks(self.registry, settings.limits)
-        self.server = Server(self._answer, self._note_idle, settings.limits)
+        self.server = Server(self._answer_safely, self._note_idle, settings.limits)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
         self._idle = asyncio.Event()
@@ -81,7 +81,8 @@ class Router:
 
     def forget(self, exchange: Exchange) -> None:
         """Called by each exchange at its end."""
-        self.in_flight.pop(exchange.id, None)
+        if self.in_flight.get(exchange.id) is exchange:  # else: forgotten before, and another has its id now
+            del self.in_flight[exchange.id]
         self._note_idle()
 
     def _make_routes(self, control: Control) -> dict[bytes, dict[bytes, Handler]]:
@@ -101,6 +102,14 @@ class Router:
             b"/health/live": _readable(control.alive),
             b"/metrics": _readable(control.metrics),
         }
+
+    def _answer_safely(self, request: Request, client: Client) -> Work | None:
+        try:
+            return self._answer(request, client)
+        except Exception:  # its connection, and whatever called it, must not be left half-way
+            log.exception("a request to %s failed", request.path.decode("latin-1"))
+            client.error(500, "internal error: see the router's log", code="internal_error")
+            return None
 
     def _answer(self, request: Request, client: Client) -> Work | None:
         methods = self._routes.get(request.path)

@@ -37,10 +37,10 @@ def parse_body(raw: bytes) -> Body:
     """Read a completion request's body. BodyError if it is no JSON object or has a request_id that is no string."""
     try:
         envelope = _decode_envelope(raw)
+        if envelope.request_id is not UNSET or envelope.disaggregate_info is not UNSET:
+            raw = _without_added(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BodyError(f"the body is not a valid JSON request: {error}") from None
-    if envelope.request_id is not UNSET or envelope.disaggregate_info is not UNSET:
-        raw = _without_added(raw)
     opened = raw.rstrip(b" \t\r\n")[:-1].rstrip(b" \t\r\n")
     if not opened.endswith(b"{"):
         opened += b","

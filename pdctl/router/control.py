@@ -126,7 +126,7 @@ class Control:
             return 401, {"detail": "a registration needs the deployment's token"}
         try:
             await self._router.registry.register(parse_registration(request.body))
-        except (msgspec.DecodeError, RecursionError, RegistrationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RegistrationError) as error:
             return 400, {"detail": str(error)}
         return 200, {"status": "success"}
 
@@ -135,25 +135,29 @@ class Control:
             return 401, {"detail": "aborting requests needs the deployment's token"}
         try:
             wanted = msgspec.json.decode(request.body, type=AbortRequest)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return 400, {"detail": str(error)}
         if wanted.abort_all == bool(wanted.req_ids):
             return 400, {"detail": 'give either "abort_all": true or "req_ids": [...]'}
+        wanted.req_ids = [self._engine_id(request_id) for request_id in wanted.req_ids]
+        body = msgspec.json.encode(wanted)
         live = [instance for instance in self._router.registry.instances.values() if instance.live]
-        answers = await asyncio.gather(*(self._pass_on(instance, request) for instance in live))
+        answers = await asyncio.gather(*(self._pass_on(instance, request.path, body) for instance in live))
         results = {instance.url: answer for instance, (_, answer) in zip(live, answers, strict=True)}
         return 200 if all(done for done, _ in answers) else 502, {"results": results}
 
-    async def _pass_on(self, instance: Instance, request: Request) -> tuple[bool, str]:
+    def _engine_id(self, request_id: str) -> str:
+        exchange = self._router.in_flight.get(request_id)
+        return request_id if exchange is None else exchange.engine_id
+
+    async def _pass_on(self, instance: Instance, path: bytes, body: bytes) -> tuple[bool, str]:
         limits, token = self._router.settings.limits, self._router.settings.token
         headers = b"content-type: %b\r\n%b" % (JSON, bearer(token))
         try:
-            answer = await fetch(
-                instance, b"POST", request.path, headers=headers, body=request.body, timeout=limits.abort_timeout
-            )
+            status = await fetch(instance, b"POST", path, headers=headers, body=body, timeout=limits.abort_timeout)
         except FetchError as error:
             return False, str(error)
-        return 200 <= answer.status < 300, f"answered {answer.status}"
+        return 200 <= status < 300, f"answered {status}"
 
     def _models(self) -> dict[str, dict[str, object]]:
         models: dict[str, dict[str, object]] = {}

@@ -69,6 +69,11 @@ class Exchange:
         self._event_stream = False
         self._tail = b""  # of an event stream so far
 
+    @property
+    def engine_id(self) -> str:
+        """The request's id at its engines: one of them may still know the first attempt's."""
+        return f"{self.id}-retry{self._attempt}" if self._attempt else self.id
+
     def start(self) -> None:
         """Choose a pair and send the request. SelectionError if there is none."""
         pair = self._router.selector.choose(self._pin)
@@ -87,18 +92,21 @@ class Exchange:
 
     def expire(self) -> None:
         """End the request because its time is over."""
-        if self._done:
-            self._router.metrics.leg_failures["prefill", "timeout"] += 1
+        late = [leg for leg in (self._prefill, self._decode) if leg is not None and leg.open]
+        for leg in late:
+            self._router.metrics.leg_failures[leg.instance.registration.role, "timeout"] += 1
+        names = " and ".join(leg.instance.name for leg in late)
         waited = "the end of the answer" if self._answering else "an answer"
         limit = self._router.settings.request_timeout
-        self.cut(504, f"{self._decode.instance.name}: waited {limit:g} s for {waited}", "timeout")
+        self.cut(504, f"{names}: waited {limit:g} s for {waited}", "timeout")
 
     # What the client's connection reports.
 
     def client_left(self) -> None:
         """Close both legs' connections: their engines give the request up."""
         self._cancel_legs()
-        self._finish(CLIENT_LEFT)
+        if not self._done:
+            self._finish(CLIENT_LEFT)
 
     def pause(self) -> None:
         """Pass a slow client's back-pressure on to the decode."""
@@ -167,10 +175,8 @@ class Exchange:
 
     def _send(self, pair: Pair) -> None:
         router, request, tokens = self._router, self._request, self._body.tokens
-        # An engine may still know the first attempt's id.
-        request_id = f"{self.id}-retry{self._attempt}" if self._attempt else self.id
-        bodies = router.protocol.bodies(self._body, request_id, pair)
-        headers = b"%b%b: %b\r\n" % (request.forwarded, REQUEST_ID, request_id.encode())
+        bodies = router.protocol.bodies(self._body, self.engine_id, pair)
+        headers = b"%b%b: %b\r\n" % (request.forwarded, REQUEST_ID, self.engine_id.encode())
         self._pair = pair
         self._prefill = None
         self._decode = DecodeLeg(self, pair.decode, tokens)

@@ -1,19 +1,11 @@
 """A whole request to an engine from the router itself: health, abort."""
 
 import asyncio
-from typing import NamedTuple
 
 from pdctl.router.instance import Instance
 from pdctl.router.messages import Failure, Head
 
 _MAX_ANSWER = 1024 * 1024
-
-
-class Answer(NamedTuple):
-    """An engine's whole answer."""
-
-    status: int
-    body: bytes
 
 
 class FetchError(Exception):
@@ -26,8 +18,8 @@ class FetchError(Exception):
 
 async def fetch(
     instance: Instance, method: bytes, path: bytes, *, headers: bytes = b"", body: bytes = b"", timeout: float
-) -> Answer:
-    """Ask an engine and wait for its answer; FetchError says what went wrong."""
+) -> int:
+    """Ask an engine and wait for the end of its answer; return the status. FetchError says what went wrong."""
     collector = _Collector()
     head = instance.request_head(method, path, headers, len(body))
     call = instance.pool.send((head, body), collector)
@@ -41,23 +33,23 @@ async def fetch(
 
 
 class _Collector:
-    """Gathers an answer."""
+    """Waits for the end of an answer."""
 
     def __init__(self) -> None:
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._status = 0
-        self._body = b""
+        self._size = 0
 
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
         if self.answer.done():
             return
         if head is not None:
             self._status = head.status
-        self._body += body
-        if len(self._body) > _MAX_ANSWER:
+        self._size += len(body)
+        if self._size > _MAX_ANSWER:
             self.answer.set_exception(FetchError(f"the answer is larger than {_MAX_ANSWER} bytes"))
         elif end:
-            self.answer.set_result(Answer(self._status, self._body))
+            self.answer.set_result(self._status)
 
     def failed(self, failure: Failure) -> None:
         if not self.answer.done():

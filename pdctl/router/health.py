@@ -10,9 +10,9 @@ from pdctl.router.settings import Limits
 
 async def probe(instance: Instance) -> None:
     """Ask an engine whether it is healthy; FetchError says what is wrong."""
-    answer = await fetch(instance, b"GET", b"/health", timeout=instance.pool.limits.probe_timeout)
-    if answer.status != 200:
-        raise FetchError(f"/health answers {answer.status}")
+    status = await fetch(instance, b"GET", b"/health", timeout=instance.pool.limits.probe_timeout)
+    if status != 200:
+        raise FetchError(f"/health answers {status}")
 
 
 class HealthChecks:

@@ -83,7 +83,7 @@ def _pin(router: "Router", request: Request) -> Pin | None:
 def _refuse(
     router: "Router", request: Request, client: Client, request_id: str, error: IntakeError | SelectionError
 ) -> None:
-    router.metrics.finished(request.path, error.status, 0.0)
+    router.metrics.refused(request.path, error.status)
     headers = RETRY_AFTER if error.status == 503 else b""
     if request_id:
         headers += b"%b: %b\r\n" % (REQUEST_ID, request_id.encode())

@@ -1,6 +1,9 @@
 """How much each engine has to do, as the router knows it."""
 
 from dataclasses import dataclass
+from itertools import count
+
+_turns = count(1)
 
 
 @dataclass(slots=True)
@@ -9,7 +12,8 @@ class Load:
 
     requests: int = 0
     tokens: int = 0  # of their prompts, estimated
-    assigned: int = 0  # requests since the start; breaks ties, so that equals take turns
+    assigned: int = 0  # requests since the start
+    turn: int = 0  # when it was assigned a request last; breaks ties, so that equals take turns
 
 
 class Assignment:
@@ -21,6 +25,7 @@ class Assignment:
         load.requests += 1
         load.tokens += tokens
         load.assigned += 1
+        load.turn = next(_turns)
         self._load: Load | None = load
         self._tokens = tokens
 

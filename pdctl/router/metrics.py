@@ -25,8 +25,12 @@ class Metrics:
         self._buckets = [0] * (len(BUCKETS) + 1)
         self._seconds = 0.0
 
+    def refused(self, route: bytes, status: int) -> None:
+        """Count a request that no engine saw."""
+        self.requests[route, status] += 1
+
     def finished(self, route: bytes, status: int, seconds: float) -> None:
-        """Count a request."""
+        """Count a request that was sent to engines."""
         self.requests[route, status] += 1
         self._buckets[bisect_left(BUCKETS, seconds)] += 1
         self._seconds += seconds
@@ -53,7 +57,7 @@ class Metrics:
 
     def _render_durations(self, page: "_Page") -> None:
         name, total = "request_duration_seconds", 0
-        page.family(name, "histogram", "From a whole request to the end of its answer.")
+        page.family(name, "histogram", "From a whole request to the end of its answer, if engines were asked.")
         for bound, count in zip((*BUCKETS, None), self._buckets, strict=True):
             total += count
             page.sample(f"{name}_bucket", (("le", "+Inf" if bound is None else f"{bound:g}"),), total)
@@ -82,7 +86,7 @@ class _Page:
 
 def _render_instances(page: _Page, instances: list[Instance]) -> None:
     for name, kind, text, value in (
-        ("instance_up", "gauge", "Whether an instance gets requests.", lambda i: int(i.live)),
+        ("instance_up", "gauge", "Whether an instance answers.", lambda i: int(i.live)),
         ("instance_requests_in_flight", "gauge", "Requests at an instance.", lambda i: i.load.requests),
         ("instance_tokens_in_flight", "gauge", "Estimated prompt tokens at an instance.", lambda i: i.load.tokens),
         ("instance_requests_total", "counter", "Requests assigned to an instance.", lambda i: i.load.assigned),

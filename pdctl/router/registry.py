@@ -79,12 +79,18 @@ class Registry:
 
     def missing(self) -> str | None:
         """Why no request can be served; None if one can."""
-        for role, ready in (("prefill", self.prefill), ("decode", self.decode)):
-            if self._settings.splitwise and not ready:
+        needed = {"prefill": self.prefill, "decode": self.decode} if self._settings.splitwise else {"mixed": self.mixed}
+        for role, ready in needed.items():
+            if not ready:
                 return self._absence(role)
-        if not self._settings.splitwise and not self.mixed:
-            return self._absence("mixed")
-        return None
+        return self.misfit()
+
+    def misfit(self) -> str | None:
+        """Why no prefill instance can work with any decode instance, though there are some of both."""
+        if self.paired or not self.prefill or not self.decode:
+            return None
+        reason = mismatch(self.prefill[0], self.decode[0])
+        return f"no prefill instance can work with a decode instance: {reason}"
 
     def partners(self, prefill: Instance) -> list[Instance]:
         """The decode instances that can work with a prefill instance."""
@@ -109,11 +115,14 @@ class Registry:
             await self._probe(instance)
         except FetchError as error:
             instance.reason = str(error)
+            if self.instances.get(instance.key) is not instance:
+                instance.pool.retire()
             raise RegistrationError(f"{instance.url} is not healthy: {error}") from None
         # While this one was probed, another heartbeat may have been admitted, or the instance removed.
-        if instance.pool.retired:
-            instance = Instance(instance.registration, self._settings.limits)
-        return self.instances.get(instance.key, instance)
+        admitted = self.instances.get(instance.key, instance)
+        if admitted is not instance:
+            instance.pool.retire()
+        return Instance(admitted.registration, self._settings.limits) if admitted.pool.retired else admitted
 
     def _rebuild(self) -> None:
         self.prefill, self.decode, self.mixed = (

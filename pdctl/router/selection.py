@@ -48,12 +48,10 @@ class Selector:
         raise self._nobody()
 
     def _nobody(self) -> SelectionError:
-        registry = self._registry
-        missing = registry.missing()
-        if missing is not None:
-            return SelectionError(503, missing, "no_instance")
-        reason = mismatch(registry.prefill[0], registry.decode[0])
-        return SelectionError(400, f"no prefill instance can work with a decode instance: {reason}", "no_pair")
+        misfit = self._registry.misfit()
+        if misfit is not None:
+            return SelectionError(400, misfit, "no_pair")
+        return SelectionError(503, self._registry.missing() or "no instance gets requests", "no_instance")
 
     def _pinned(self, pin: Pin) -> Pair:
         decode = self._find(pin.decode, "decode" if self._splitwise else "mixed")

@@ -164,12 +164,12 @@ class Client(asyncio.Protocol):
 
     def break_off(self, last: bytes | None = None) -> None:
         """End an answer that cannot be completed, with a last piece or at once; the client sees that it is cut."""
+        self._work = None
         if last is None or self._leaving:
             self._transport.abort()
             return
         self.write(last, end=False)
         self._leaving = True
-        self._work = None
         self._linger()
 
     # Turns.
@@ -182,6 +182,10 @@ class Client(asyncio.Protocol):
     def close(self) -> None:
         """Close after what is written has been sent."""
         self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once; what serves it is told."""
+        self._transport.abort()
 
     def _advance(self) -> None:
         """Answer the next requests, as long as each is answered at once."""
@@ -219,7 +223,7 @@ class Client(asyncio.Protocol):
     def _finish(self) -> None:
         self._busy = False
         self._work = None
-        if self._close_after:
+        if self._close_after or self._server.draining:
             self._leaving = True
             self._linger()
         elif self._reader.ready or self._reader.phase != "idle":
@@ -292,4 +296,4 @@ class Server:
     def close(self) -> None:
         """Close every connection at once."""
         for client in tuple(self.clients):
-            client.break_off()
+            client.abort()

@@ -97,7 +97,8 @@ def test_error_events_and_garbage_fail_the_answer():
     answer = read((1.0, chat("a")), (2.0, sse({"error": {"message": "decode died", "code": 502}})))
     assert answer.error_kind == "error event"
     assert "decode died" in answer.error
-    assert read((1.0, b"data: {nonsense\n\n")).error_kind == "malformed"
+    for nonsense in (b"{nonsense", b'{"choices": [{"text": "\xff"}]}', b'{"error":' + b"[" * 100_000):
+        assert read((1.0, b"data: %b\n\n" % nonsense)).error_kind == "malformed"
 
 
 def test_comments_and_other_fields_are_skipped():

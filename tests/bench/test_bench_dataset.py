@@ -59,6 +59,13 @@ def test_unusable_files_are_named_with_their_line(tmp_path, content, message):
         load_prompts(path, 9)
 
 
+def test_a_prompt_may_hold_what_only_unicode_takes_for_a_line_end(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a\u2028b"}\r\n{"prompt": "c"}\n', encoding="utf-8", newline="")
+    dataset = load_prompts(path, 8)
+    assert [dataset.prompt(index).text for index in range(2)] == ["a\u2028b", "c"]
+
+
 def test_missing_and_binary_files_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="nowhere"):
         load_prompts(tmp_path / "nowhere.txt", 9)

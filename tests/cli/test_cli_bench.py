@@ -115,6 +115,15 @@ async def test_interrupting_it_writes_what_was_measured(tmp_path):
     assert data["completed"] >= 10
 
 
+async def test_the_result_is_written_though_nobody_reads_the_output(tmp_path):
+    path = tmp_path / "result.json"
+    options = ("--qps", "inf", "--requests", "3", "--json", str(path))
+    async with running(SseServer()) as server, started("--url", server.url, *options) as process:
+        process.stdout._transport.close()
+        await process.wait()
+    assert json.loads(path.read_text())["completed"] == 3
+
+
 async def test_prompts_come_from_a_file(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "what is it", "output_tokens": 2}\n{"prompt": "who are you"}\n')
@@ -166,6 +175,8 @@ def test_a_deployment_that_does_not_serve_is_refused(store, args, message):
     ("args", "code", "message"),
     [
         (["--url", "http://127.0.0.1:9"], 2, "--qps N (open loop) or --concurrency N"),
+        (["--url", "http://127.0.0.1:9", "--qps", "1", "--name", "x"], 2, "--name and --url"),
+        (["--url", "http://127.0.0.1:9", "--qps", "1", "--save-detailed"], 2, "--json"),
         (["--url", "http://127.0.0.1:9", "--qps", "1"], 10, "no answer from http://127.0.0.1:9/v1/models"),
         (["--url", "http://127.0.0.1:9", "--qps", "1", "--json", "/nowhere/x.json"], 2, "cannot write the result"),
         (["--url", "http://127.0.0.1:9", "--qps", "1", "--requests", "1", "--duration", "1"], 2, "either a number"),

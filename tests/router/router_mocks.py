@@ -94,6 +94,11 @@ class MockEngine:
     def url(self) -> str:
         return f"http://{self.key}"
 
+    @property
+    def open(self) -> int:
+        """How many connections it has now."""
+        return len(self._tasks)
+
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]

@@ -60,6 +60,7 @@ def test_a_null_id_is_none():
         b'{"a":1,}',
         b'{"a":NaN}',
         b"\xff",
+        b'{"prompt":"a","\xff":1,"request_id":"a"}',
         b'{"request_id": 5}',
         b'{"a":' + b"[" * 50_000,
     ],

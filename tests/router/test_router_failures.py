@@ -69,6 +69,8 @@ async def test_engines_that_do_not_fit():
         response = await pair.at.post()
         assert response.status_code == 400
         assert "tp_size 4" in message(response)
+        health = await pair.at.http.get("/health")
+        assert (health.status_code, message(health)) == (503, message(response)), "no request can be served"
 
 
 async def test_a_prefill_without_a_partner_is_passed_over():
@@ -188,7 +190,9 @@ async def test_a_request_that_takes_too_long():
     async with split(on_prefill=hold, on_decode=hold, request_timeout=0.1) as pair:
         response = await pair.at.post()
         assert response.status_code == 504
-        assert message(response) == f"decode instance {pair.decode.url}: waited 0.1 s for an answer"
+        engines = f"prefill instance {pair.prefill.url} and decode instance {pair.decode.url}"
+        assert message(response) == f"{engines}: waited 0.1 s for an answer"
+        assert pair.at.router.metrics.leg_failures == {("prefill", "timeout"): 1, ("decode", "timeout"): 1}
         await (await pair.prefill.turn()).peer_left()
         await (await pair.decode.turn()).peer_left()
         await pair.at.idle()
@@ -215,6 +219,25 @@ async def test_a_dead_engine_costs_one_retry_and_then_nothing(dead_role: str):
         assert len(retried) == 1, "the second attempt has an id of its own at the engine"
         assert retried[0].removesuffix("-retry1") in [response.headers["x-request-id"] for response in responses]
         await pair.at.idle()
+
+
+async def test_an_abort_names_the_second_attempt_as_its_engines_do():
+    async with split(on_prefill=hold, on_decode=hold) as pair, engine() as dead:
+        await pair.at.admit("decode", dead)
+        await dead.stop()
+        pool = pair.at.router.registry.instances[dead.key].pool
+        await until(lambda: not pool.idle, "the dead connection to be noticed")
+        requests = [asyncio.create_task(pair.at.post(headers={"X-Request-Id": name})) for name in "ab"]
+        await until(lambda: pair.at.router.metrics.retries, "the second attempt")
+        turns = {turn.json["request_id"]: turn for turn in [await pair.decode.turn() for _ in requests]}
+        [retried] = [request_id for request_id in turns if request_id.endswith("-retry1")]
+        abort = asyncio.create_task(
+            pair.at.http.post("/v1/abort_requests", json={"req_ids": [retried.removesuffix("-retry1")]})
+        )
+        assert (await pair.decode.turn()).json["req_ids"] == [retried]
+        for task in (*requests, abort):
+            task.cancel()
+        await asyncio.wait((*requests, abort))
 
 
 async def test_without_another_engine_the_reason_is_given():
@@ -294,6 +317,16 @@ async def test_a_stream_whose_decode_dies_ends_with_an_error_event():
         assert error["message"].startswith(f"decode instance {pair.decode.url}: the connection was ")
         assert pair.at.router.metrics.broken_streams == 1
         await pair.at.idle()
+
+
+async def test_a_broken_answer_is_counted_once():
+    async with split(on_decode=hold) as pair:
+        turn, response = await begin(pair)
+        await turn.chunk(b"data: half an event")
+        turn.drop()
+        await read_cut(response)
+        await until(lambda: not pair.at.router.server.clients, "the cut connection to be closed")
+        assert pair.at.router.metrics.requests == {(CHAT.encode(), 200): 1}
 
 
 async def test_a_stream_that_dies_before_its_first_event():

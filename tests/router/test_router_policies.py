@@ -45,6 +45,19 @@ async def test_idle_equals_take_turns(name: str):
     assert set(chosen.values()) == {10}
 
 
+@pytest.mark.parametrize("name", ["process_tokens", "request_num"])
+async def test_an_engine_that_joins_late_takes_its_turn_and_no_more(name: str):
+    (*old, new), policy = instances(3), POLICIES[name]()
+    for _ in range(100):
+        Assignment(policy.choose(old).load, 10).release()
+    chosen = Counter()
+    for _ in range(30):
+        instance = policy.choose([*old, new])
+        Assignment(instance.load, 10).release()
+        chosen[instance.key] += 1
+    assert set(chosen.values()) == {10}
+
+
 async def test_random_takes_every_one():
     candidates, policy = instances(3), POLICIES["random"]()
     assert {policy.choose(candidates).key for _ in range(200)} == {i.key for i in candidates}

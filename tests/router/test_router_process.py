@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from router_mocks import ANSWER, CHAT, LIMIT, PROMPT, MockEngine, engine, hold
+from router_mocks import ANSWER, CHAT, LIMIT, PROMPT, MockEngine, Turn, engine, hold
 
 from pdctl.errors import ExitCode
 
@@ -120,6 +120,26 @@ async def test_a_request_in_flight_may_end():
         response = await request
         assert (response.status_code, response.headers["connection"]) == (200, "close")
         assert await router.exit() == 0
+
+
+async def test_a_stream_that_ends_while_it_drains_is_its_clients_last():
+    async def begin_stream(turn: Turn) -> None:
+        await turn.start_stream()
+        await turn.event({"n": 1})
+        await hold(turn)
+
+    async with ready("--drain-secs", "60") as router, engine(begin_stream) as mixed, router.http() as http:
+        assert (await router.register("mixed", mixed)).status_code == 200
+        async with http.stream("POST", CHAT, json=PROMPT) as response:
+            turn = await mixed.turn()
+            lines = response.aiter_lines()
+            assert await anext(lines) == 'data: {"n": 1}'
+            router.kill()
+            await router.wait_for_log("stopping: 1 requests in flight")
+            await turn.end_stream()
+            assert [line async for line in lines] == [""]
+            assert await router.exit() == 0  # though the client would keep its connection
+        assert "cutting" not in router.log
 
 
 async def test_new_requests_are_refused_while_the_last_ones_end():

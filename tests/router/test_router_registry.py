@@ -38,7 +38,8 @@ async def test_lists_and_numbers():
 
 async def test_a_refused_registration_says_why_and_changes_nothing():
     async with engine() as mock, running(splitwise=True) as at:
-        for body in (b"", b"{", b'{"role": "prefill", "host_ip": "x", "port": 1}', b"[" * 100_000):
+        wrong = b'{"role": "prefill", "host_ip": "x", "port": 1}'
+        for body in (b"", b"{", wrong, b"[" * 100_000, b'{"role": "\xff"}'):
             response = await at.http.post("/register", content=body)
             assert response.status_code == 400
             assert set(response.json()) == {"detail"}
@@ -62,6 +63,7 @@ async def test_an_engine_that_is_not_healthy_yet_is_refused():
         response = await at.register("mixed", mock)
         assert response.status_code == 400
         assert response.json()["detail"] == f"{mock.url} is not healthy: /health answers 503"
+        await until(lambda: not mock.open, "the refused engine's connection to be closed")
         mock.health_status = 200
         await at.admit("mixed", mock)
 
@@ -224,7 +226,7 @@ async def test_aborts_reach_every_engine():
         assert response.json()["results"] == {pair.prefill.url: "answered 200", pair.decode.url: "answered 200"}
         for mock in (pair.prefill, pair.decode):
             turn = await mock.turn()
-            assert (turn.target, turn.json) == ("/v1/abort_requests", body)
+            assert (turn.target, turn.json) == ("/v1/abort_requests", {"abort_all": False} | body)
             assert turn.headers["authorization"] == "Bearer t"
 
 

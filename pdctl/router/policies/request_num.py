@@ -9,9 +9,9 @@ class RequestNum:
     """For decode: a step's time grows with the number of sequences in it."""
 
     def choose(self, candidates: Sequence[Instance]) -> Instance:
-        """The least loaded; among equals the one with the fewest requests so far."""
+        """The least loaded; among equals the one whose last request is the longest ago."""
         return min(candidates, key=_requests)
 
 
 def _requests(instance: Instance) -> tuple[int, int]:
-    return instance.load.requests, instance.load.assigned
+    return instance.load.requests, instance.load.turn
