@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
+from time import monotonic
 
 from engine.errors import EngineError, RequestError, TransferError
 from engine.scheduler.batch import Runner
@@ -47,6 +48,7 @@ class EngineCore:
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine-core", daemon=True)
         self._stopping = False  # the thread's own; told by a command
+        self._step_began: float | None = None
         self._stats = self._scheduler.stats()  # replaced as a whole, never changed
         self._lock = threading.Lock()  # guards what follows: what callers have in hand
         self._closed = False
@@ -67,6 +69,10 @@ class EngineCore:
         if self._thread.is_alive():
             raise EngineError(f"the engine core has not finished its step within {timeout:g} s of being told to stop")
 
+    def check(self, request: Request) -> None:
+        """Raise RequestError where the request can never be computed here."""
+        self._limits.check_request(request.prompt, request.sampling.n)
+
     def submit(self, request: Request, *, hold: bool = False) -> None:
         """Compute a request. Raise RequestError, at once, where it can never fit or its id is in use.
 
@@ -75,7 +81,7 @@ class EngineCore:
         """
         if hold and self._on_prefilled is None:
             raise ValueError("a request can be held only by a core with on_prefilled")
-        self._limits.check_request(request.prompt, request.sampling.n)
+        self.check(request)
         self._claim(request.request_id)
         self._commands.put(partial(self._scheduler.submit, request, hold=hold))
 
@@ -139,6 +145,12 @@ class EngineCore:
         """Return the state after the last step or command."""
         return self._stats
 
+    @property
+    def busy_s(self) -> float:
+        """How long the step in progress has taken so far; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else monotonic() - began
+
     def _claim(self, request_id: str, future: Future[Reservation] | None = None) -> None:
         with self._lock:
             if self._closed:
@@ -183,7 +195,10 @@ class EngineCore:
         if batch is None:
             self._commands.get()()  # nothing can be computed until somebody asks for something
             return
-        outcome = self._scheduler.complete(batch, self._runner.execute(batch))
+        self._step_began = monotonic()
+        sampled = self._runner.execute(batch)
+        self._step_began = None
+        outcome = self._scheduler.complete(batch, sampled)
         self._stats = self._scheduler.stats()
         if outcome.tokens:
             self._on_tokens(outcome.tokens)

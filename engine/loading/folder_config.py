@@ -17,22 +17,24 @@ def read_config(folder: Path) -> ModelConfig:
         return _config(folder, raw)
     except KeyError as error:
         raise ModelError(f"{folder / 'config.json'} has no {error.args[0]!r}, which this engine needs") from error
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise ModelError(f"{folder / 'config.json'} is damaged: {error}") from error
 
 
 def _config(folder: Path, raw: dict[str, Any]) -> ModelConfig:
     family = _family(folder, raw)
     rope = _rope_parameters(raw)
-    heads: int = raw["num_attention_heads"]
+    heads = _size(raw, "num_attention_heads")
     _check_supported(folder, raw, rope)
     return ModelConfig(
         family=family,
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        num_layers=raw["num_hidden_layers"],
+        vocab_size=_size(raw, "vocab_size"),
+        hidden_size=_size(raw, "hidden_size"),
+        num_layers=_size(raw, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=raw.get("num_key_value_heads") or heads,
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        intermediate_size=raw["intermediate_size"],
+        intermediate_size=_size(raw, "intermediate_size"),
         max_positions=_max_positions(raw),
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or _DEFAULT_THETA),
@@ -41,6 +43,13 @@ def _config(folder: Path, raw: dict[str, Any]) -> ModelConfig:
         tied_embeddings=raw.get("tie_word_embeddings", False),
         eos_token_ids=_eos_token_ids(folder, raw),
     )
+
+
+def _size(raw: dict[str, Any], key: str) -> int:
+    value = raw[key]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} is {value!r}, which is no size")
+    return value
 
 
 def _family(folder: Path, raw: dict[str, Any]) -> Family:

@@ -31,9 +31,12 @@ def load_tokenizer(header: GGUFHeader, eos_token_ids: frozenset[int]) -> Tokeniz
             f"{header.path.name} has a tokenizer of kind {kind!r}; this engine knows gpt2 (byte-level BPE)"
         )
     tokens = header.get("tokenizer.ggml.tokens", list)
-    backend = _backend(header, tokens)
     source = header.get("tokenizer.chat_template", str, "")
-    template = ChatTemplate(source, _special_tokens(header, tokens)) if source else None
+    try:
+        backend = _backend(header, tokens)
+        template = ChatTemplate(source, _special_tokens(header, tokens)) if source else None
+    except IndexError as error:
+        raise ModelError(f"{header.path.name} is damaged: a special token is not among its tokens") from error
     return Tokenizer(backend, template, eos_token_ids)
 
 

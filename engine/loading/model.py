@@ -1,5 +1,6 @@
 """Files become a model that can be run."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Collection
 
@@ -13,6 +14,7 @@ from engine.models.weights import Weights
 
 Progress = Callable[[int, int], None]  # tensors done, tensors in all
 
+_SAMPLES = 64  # values of a tensor that go into the fingerprint: all of them would take as long as loading
 _NEEDLESS = (".rotary_emb.inv_freq", "lm_head.weight")  # what some files hold besides; a head that is needed is read
 
 
@@ -23,16 +25,17 @@ def load_model(files: ModelFiles, dtype: str = "auto", progress: Progress | None
     if unused := weights.unused():
         names = ", ".join(sorted(unused)[:3])
         raise ModelError(f"{files.path.name} is no plain {files.config.family} model: nothing here uses its {names}")
+    model.fingerprint = weights.fingerprint()
     return model
 
 
 class _TrackedWeights:
-    """Weights that report how many of them have been read."""
+    """Weights that report how many of them have been read, and remember a sample of each."""
 
     def __init__(self, weights: Weights, progress: Progress | None) -> None:
         self._weights = weights
         self._progress = progress
-        self._read: set[str] = set()
+        self._samples: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     @property
@@ -41,12 +44,25 @@ class _TrackedWeights:
 
     def tensor(self, name: str) -> torch.Tensor:
         tensor = self._weights.tensor(name)
+        sample = _sample(tensor)
         with self._lock:
-            self._read.add(name)
+            self._samples[name] = sample
             if self._progress is not None:
-                self._progress(len(self._read), len(self.names))
+                self._progress(len(self._samples), len(self.names))
         return tensor
+
+    def fingerprint(self) -> str:
+        """A hash that differs where weights differ, in whatever files and types they are kept."""
+        digest = hashlib.sha256()
+        for name, sample in sorted(self._samples.items()):
+            digest.update(name.encode() + sample)
+        return digest.hexdigest()
 
     def unused(self) -> set[str]:
         """What the model has, but was not asked for."""
-        return {name for name in self.names if name not in self._read and not name.endswith(_NEEDLESS)}
+        return {name for name in self.names if name not in self._samples and not name.endswith(_NEEDLESS)}
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    values = tensor.flatten()
+    return values[:: max(1, len(values) // _SAMPLES)].to(torch.bfloat16).view(torch.int16).numpy().tobytes()

@@ -21,6 +21,7 @@ _ALIASES = {
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_HUB_COPIES = ["consolidated*", "original/*"]  # the same weights once more, in their makers' format
 
 
 def resolve_model(name: str) -> Path:
@@ -55,7 +56,7 @@ def _download(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, etag_timeout=10))
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_COPIES, etag_timeout=10))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"model {name!r}: no such folder, and the hub download failed: {reason}") from error

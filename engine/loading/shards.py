@@ -38,7 +38,10 @@ def _tensor_names(path: Path) -> list[str]:
         raise ModelError(f"model folder {path.parent} lacks {path.name}, which its index names")
     size = path.stat().st_size
     header, start = _header(path, size)
-    expected = start + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    try:
+        expected = start + max((int(tensor["data_offsets"][1]) for tensor in header.values()), default=0)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(f"{path.name} is damaged: its header does not say where its tensors lie") from error
     if size < expected:
         raise ModelError(f"{path.name} is truncated: {size:,} bytes, {expected:,} expected; fetch it again")
     return list(header)

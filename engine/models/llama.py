@@ -24,6 +24,7 @@ class Llama:
     def __init__(self, config: ModelConfig, weights: Weights, precision: Precision) -> None:
         self.config = config
         self.precision = precision
+        self.fingerprint = ""  # of the weights; the loader sets it
         source = _Source(config, weights, precision)
         with ThreadPoolExecutor(_LOADING_THREADS) as threads:
             ends = threads.submit(self._load_ends, source)

@@ -43,7 +43,8 @@ class Sequence:
     tokens: list[int]  # prompt, then generated
     block_table: list[int] = field(default_factory=list)  # KV block ids, in token order
     num_computed: int = 0  # leading tokens whose KV is in the blocks
-    num_cached: int = 0  # leading prompt tokens whose KV was in the prefix cache
+    num_cached: int = 0  # leading prompt tokens whose KV was in the prefix cache at first
+    preempted: bool = False  # it has been in the steps before, and gave up its blocks
 
     @property
     def num_prompt(self) -> int:

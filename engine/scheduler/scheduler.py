@@ -189,6 +189,7 @@ class Scheduler:
         self._blocks.release(sequence.block_table)
         sequence.block_table = []
         sequence.num_computed = 0
+        sequence.preempted = True
         self._waiting.put_first(sequence)
 
     def _schedule_prompt(self, batch: Batch, sequence: Sequence, budget: int) -> int:
@@ -205,17 +206,18 @@ class Scheduler:
     def _admit(self, batch: Batch, budget: int, taken: int) -> None:
         """Admit from the head of the queue until one has to wait; `taken` places in a step are taken."""
         while (item := self._waiting.head()) is not None:
+            growing = taken + len(self._reserved)  # what is reserved will run, and needs room to grow too
             if isinstance(item, Reservation):
-                if taken + len(self._reserved) >= 2 * self._limits.max_num_seqs or not self._waiting.admit(taken):
+                if growing >= 2 * self._limits.max_num_seqs or not self._waiting.admit(growing):
                     return
                 self._grant(item)
                 continue
             choices = self._choices(item)
-            if not budget or taken + choices > self._limits.max_num_seqs or not self._waiting.admit(taken):
+            if not budget or taken + choices > self._limits.max_num_seqs or not self._waiting.admit(growing):
                 return
             taken += choices
             self._running.append(item)
-            if not item.num_generated:
+            if not item.preempted:
                 item.num_cached = item.num_computed
                 self._counters.local_cache_hit += item.num_cached
             budget -= self._schedule_prompt(batch, item, budget)

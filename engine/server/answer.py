@@ -77,14 +77,17 @@ class Answer:
 
     def _take_in(self, tokens: list[Token]) -> list[Piece]:
         texts: dict[int, str] = {}
+        taken = 0
         for token in tokens:
             self._unended -= token.finish_reason is not None
             self._cached_tokens = max(self._cached_tokens, token.cached_tokens)
             choice = self._choices[token.index]
             if choice.finish_reason is None:
+                taken += 1
                 self._token_ids[token.index].append(token.token_id)
                 texts[token.index] = texts.get(token.index, "") + choice.push(token)
-        self._measure(len(tokens), len(texts))
+        if taken:  # else: all are of choices that a stop string has ended, and the core goes on with
+            self._measure(taken, len(texts))
         return [self._piece(i, text) for i, text in texts.items() if text or self._choices[i].finish_reason]
 
     def _piece(self, index: int, text: str) -> Piece:

@@ -12,7 +12,7 @@ from engine.server.completions import completions
 from engine.server.metrics import CONTENT_TYPE
 from engine.server.protocol import AbortRequest, parse
 from engine.server.responses import as_request_error, error_response, json_response
-from engine.server.state import STATE, Phase, ServerState
+from engine.server.state import STATE, ServerState
 
 MAX_BODY_BYTES = 8 << 20
 
@@ -58,10 +58,10 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def _health(request: web.Request) -> web.Response:
-    phase = request.app[STATE].phase
-    if phase != Phase.READY:
-        raise RequestError(f"this engine is {phase}", status=503, code="not_ready")
-    return json_response({"status": phase})
+    state = request.app[STATE]
+    if state.problem is not None:
+        raise RequestError(state.problem, status=503, code="not_ready")
+    return json_response({"status": state.phase})
 
 
 async def _version(_: web.Request) -> web.Response:
@@ -105,5 +105,5 @@ async def _abort_requests(request: web.Request) -> web.Response:
 
 def _check_token(request: web.Request, token: str | None) -> None:
     given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-    if token is not None and not hmac.compare_digest(given.encode(), token.encode()):
+    if token is not None and not hmac.compare_digest(given.encode(errors="surrogateescape"), token.encode()):
         raise RequestError("this call needs the deployment's token", status=401, code="invalid_token")

@@ -44,7 +44,7 @@ async def running_backend(
             stack.push_async_callback(receiver.close)
         counters = [transfer.counters for transfer in (sender, receiver) if transfer]
         state.metrics.watch(core.stats, counters)
-        yield Backend(core, loaded.tokenizer, loaded.max_model_len, sender, receiver, pd_comm_port)
+        yield Backend(core, loaded.tokenizer, loaded.max_model_len, loaded.vocab_size, sender, receiver, pd_comm_port)
 
 
 def _core(

@@ -7,7 +7,7 @@ from aiohttp import web
 from engine.server.job import job_of
 from engine.server.prompts import encode_chat
 from engine.server.protocol import ChatRequest, ContentPart, Invalid, Message, parse
-from engine.server.service import serve
+from engine.server.service import read_body, serve
 from engine.server.state import STATE
 from engine.server.style import CHAT
 
@@ -18,8 +18,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
     """Answer a conversation's next turn."""
     arrived = time.monotonic()
     state = request.app[STATE]
+    body = parse(await read_body(request), ChatRequest)
     with state.admit() as backend:
-        body = parse(await request.read(), ChatRequest)
         state.check_model(body.model)
         prompt = await encode_chat(backend.tokenizer, _turns(body.messages))
         wanted = body.max_completion_tokens or body.max_tokens

@@ -8,7 +8,7 @@ from aiohttp import web
 from engine.server.job import job_of
 from engine.server.prompts import encode_text
 from engine.server.protocol import CompletionRequest, Invalid, parse
-from engine.server.service import serve
+from engine.server.service import read_body, serve
 from engine.server.state import STATE, Backend
 from engine.server.style import TEXT
 
@@ -19,8 +19,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     """Continue a text."""
     arrived = time.monotonic()
     state = request.app[STATE]
+    body = parse(await read_body(request), CompletionRequest)
     with state.admit() as backend:
-        body = parse(await request.read(), CompletionRequest)
         state.check_model(body.model)
         prompt = await _tokens(body.prompt, backend)
         wanted = body.max_tokens or _DEFAULT_MAX_TOKENS

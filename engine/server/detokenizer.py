@@ -8,6 +8,7 @@ Decode = Callable[[list[int]], str]  # token ids -> text without special tokens
 
 _INCOMPLETE = "\ufffd"  # what a decoder puts for the bytes of a character that is not whole yet
 _MAX_PENDING = 8  # tokens to wait for a character's end: UTF-8 needs 4; more means bytes that are no character
+_UNFINISHED = 3  # tokens at most that a character can have before its last
 
 
 class Detokenizer:
@@ -26,23 +27,24 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Add a token; return the text that is now certain."""
         self._window.append(token_id)
-        text = self._decode(self._window)
-        pending = len(self._window) - self._known_tokens
-        if text.endswith(_INCOMPLETE) and pending < _MAX_PENDING:
+        if not self._decode(self._window).endswith(_INCOMPLETE):
+            return self._advance(len(self._window))
+        if len(self._window) - self._known_tokens < _MAX_PENDING:
             return ""
-        return self._advance(text)
+        return self._advance(len(self._window) - _UNFINISHED)
 
     def flush(self) -> str:
         """Return what is left at the end, whole character or not."""
         if len(self._window) == self._known_tokens:
             return ""
-        return self._advance(self._decode(self._window))
+        return self._advance(len(self._window))
 
-    def _advance(self, text: str) -> str:
-        piece = text[len(self._known_text) :]
+    def _advance(self, tokens: int) -> str:
+        """Let out the text of the window's first tokens."""
+        piece = self._decode(self._window[:tokens])[len(self._known_text) :]
         self._window = self._window[self._known_tokens :]
-        self._known_tokens = len(self._window)
-        self._known_text = self._decode(self._window)
+        self._known_tokens = tokens - self._known_tokens
+        self._known_text = self._decode(self._window[: self._known_tokens])
         return piece
 
 

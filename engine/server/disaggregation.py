@@ -23,7 +23,7 @@ async def prefill(state: ServerState, backend: Backend, job: Job) -> PrefillResp
         raise RequestError("this engine has no way to send KV", status=500)
     peers = _peers(job, "prefill")
     peer = Peer(peers.decode_ip, peers.decode_connector_port)
-    with state.streams.open(job.request.request_id) as stream:
+    with state.streams.open(job.request.request_id, job.core_id) as stream:
         delivered = await stream.guard(backend.sender.deliver(job.request, peer))
     state.metrics.first_token(time.monotonic() - job.arrived)
     state.metrics.finished("prefill", job.arrived)

@@ -1,6 +1,7 @@
 """A checked request in the engine's terms."""
 
 import hashlib
+import secrets
 import uuid
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ class Job:
     """What one HTTP request asks for."""
 
     request: Request
+    core_id: str  # the core's name for it
     stops: list[str]
     model: str  # the name to answer with
     peers: DisaggregateInfo | None
@@ -36,6 +38,7 @@ def job_of(
     arrived: float,
 ) -> Job:
     """Fill in the defaults; ``max_tokens`` None: all that fit. Raises RequestError where the prompt does not fit."""
+    _check_tokens(prompt, backend.vocab_size)
     request_id = body.request_id or uuid.uuid4().hex
     options = body.stream_options or StreamOptions()
     eos = frozenset() if body.ignore_eos else backend.tokenizer.eos_token_ids
@@ -50,6 +53,7 @@ def job_of(
     )
     return Job(
         request=Request(request_id, prompt, sampling),
+        core_id=_core_id(request_id, body.disaggregate_info),
         stops=body.stop_strings,
         model=model,
         peers=body.disaggregate_info,
@@ -59,6 +63,22 @@ def job_of(
         return_token_ids=bool(body.return_token_ids),
         arrived=arrived,
     )
+
+
+def _core_id(request_id: str, peers: DisaggregateInfo | None) -> str:
+    """Unique, so that the last tokens of an aborted request are never those of the next one with its id.
+
+    Where the prompt comes from a peer, both engines must call the request the same; stale tokens are dropped there.
+    """
+    return request_id if peers else f"{request_id}/{secrets.token_hex(8)}"
+
+
+def _check_tokens(prompt: list[int], vocab_size: int) -> None:
+    highest = max(prompt, default=0)
+    if highest >= vocab_size:
+        raise RequestError(
+            f"the prompt has token {highest}, but this model has embeddings for 0..{vocab_size - 1} only"
+        )
 
 
 def _fit(wanted: int | None, num_prompt: int, max_model_len: int) -> int:

@@ -68,6 +68,8 @@ class _CoreCollector(Collector):
         used = stats.blocks_total - stats.blocks_free
         yield _gauge("num_requests_running", "Sequences being computed.", stats.running)
         yield _gauge("num_requests_waiting", "Requests and reservations that wait.", stats.waiting)
+        yield _gauge("num_requests_held", "Prompts computed here whose KV is being delivered.", stats.held)
+        yield _gauge("num_requests_reserved", "Reservations whose KV is on its way.", stats.reserved)
         yield _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0..1.", used / stats.blocks_total)
         yield _gauge("kv_blocks_total", "KV blocks.", stats.blocks_total)
         yield _gauge("kv_blocks_free", "KV blocks that can be had, cached ones among them.", stats.blocks_free)

@@ -52,10 +52,10 @@ class Registration:
             async with session.post(self._url, json=self._payload()) as response:
                 if response.status == 200:
                     return "registered"
-                return f"refused with status {response.status}: {(await response.text())[:500]}"
+                return f"refused with status {response.status}: {(await response.text(errors='replace'))[:500]}"
         except TimeoutError:
             return f"not reached: no answer within {TIMEOUT_S:g} s"
-        except aiohttp.ClientError as error:
+        except (aiohttp.ClientError, OSError) as error:
             return f"not reached: {error}"
 
     def _note(self, outcome: str) -> None:

@@ -1,11 +1,14 @@
 """From a job to its answer: what chat and completions share."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from aiohttp import web
 
+from engine.errors import RequestError
 from engine.server.answer import Answer
 from engine.server.disaggregation import prefill, receive_prompt, refuse_peers
 from engine.server.job import Job
@@ -13,6 +16,18 @@ from engine.server.responses import Response, json_response
 from engine.server.state import Backend, ServerState
 from engine.server.streaming import stream_answer
 from engine.server.style import Style
+
+BODY_TIMEOUT_S = 60.0
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Read a request's body. Raises RequestError where it does not come in time."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        message = f"the request's body did not arrive within {BODY_TIMEOUT_S:.0f} s"
+        raise RequestError(message, status=408, code="timeout") from None
 
 
 async def serve(
@@ -33,16 +48,16 @@ async def serve(
 @asynccontextmanager
 async def _answering(state: ServerState, backend: Backend, job: Job) -> AsyncIterator[Answer]:
     """Have the core generate inside the block; what is still being generated at its end is aborted."""
-    with state.streams.open(job.request.request_id) as stream:
+    with state.streams.open(job.request.request_id, job.core_id) as stream:
         answer = Answer(job, stream, backend.tokenizer.decode, state.metrics)
         try:
             if state.args.role == "decode":
                 await receive_prompt(backend, answer, stream)
             else:
                 refuse_peers(job)
-                backend.core.submit(job.request)
+                backend.core.submit(replace(job.request, request_id=job.core_id))
                 answer.started = True
             yield answer
         finally:
             if answer.generating:
-                backend.core.abort(job.request.request_id)
+                backend.core.abort(job.core_id)

@@ -1,6 +1,5 @@
 """From a model's name to a runner that has run once."""
 
-import hashlib
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16  # tokens in a KV block
 _PROGRESS_INTERVAL_S = 0.1
-# Equal weights have equal ones of these; a whole checksum would take as long as loading.
-_FINGERPRINT_TENSORS = ("model.norm.weight", "model.layers.0.self_attn.k_proj.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +28,7 @@ class Loaded:
     pool: "KVPool"
     tokenizer: "Tokenizer"
     max_model_len: int
+    vocab_size: int
     compat: str  # equal on engines that can exchange KV
 
 
@@ -59,7 +57,7 @@ def load(args: EngineArgs, files: ModelFiles, notifier: Notifier) -> Loaded:
     pool = KVPool(layout, num_blocks, shared=args.role == "decode")
     runner = TorchRunner(model, pool, threads=args.threads)
     _warm_up(runner)
-    return Loaded(runner, pool, tokenizer, max_model_len, _compat(files, model, pool))
+    return Loaded(runner, pool, tokenizer, max_model_len, files.config.vocab_size, _compat(files, model, pool))
 
 
 def _warm_up(runner: "TorchRunner") -> None:
@@ -76,11 +74,8 @@ def _warm_up(runner: "TorchRunner") -> None:
 def _compat(files: ModelFiles, model: "Llama", pool: "KVPool") -> str:
     from engine.transfer.handshake import compat_hash
 
-    weights, digest = files.load_weights(), hashlib.sha256()
-    for name in _FINGERPRINT_TENSORS:
-        digest.update(weights.tensor(name).float().numpy().tobytes())
     return compat_hash(
-        {**asdict(files.config), "weights": digest.hexdigest()},
+        {**asdict(files.config), "weights": model.fingerprint},
         dtype=str(model.precision.storage),
         block_size=BLOCK_SIZE,
         layout=pool.layout.describe(),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from engine.transfer.receiver import DecodeTransfer
     from engine.transfer.sender import PrefillTransfer
 
+STEP_LIMIT_S = 120.0  # a step that takes longer hangs
 MAX_REQUESTS = 2048  # being served or waiting; more are refused
 
 
@@ -40,6 +41,7 @@ class Backend:
     core: "EngineCore"
     tokenizer: "Tokenizer"
     max_model_len: int
+    vocab_size: int  # of the embedding; a tokenizer may know more tokens
     sender: "PrefillTransfer | None" = None  # on a prefill engine
     receiver: "DecodeTransfer | None" = None  # on a decode engine
     pd_comm_port: int = 0  # on a decode engine
@@ -64,6 +66,14 @@ class ServerState:
         """Serve from now on."""
         self._backend = backend
         self.phase = Phase.READY
+
+    @property
+    def problem(self) -> str | None:
+        """Why requests cannot be served now; None if they can."""
+        if self.phase != Phase.READY or self._backend is None:
+            return f"this engine is {self.phase}"
+        busy = self._backend.core.busy_s
+        return f"this engine hangs: its step has taken {busy:.0f} s so far" if busy > STEP_LIMIT_S else None
 
     @property
     def max_model_len(self) -> int | None:

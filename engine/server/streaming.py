@@ -1,5 +1,6 @@
 """Answers as server-sent events, in OpenAI's shape."""
 
+import asyncio
 from contextlib import aclosing
 
 import msgspec
@@ -11,6 +12,7 @@ from engine.server.style import Style
 
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 _DONE = b"data: [DONE]\n\n"
+_WRITE_TIMEOUT_S = 300.0  # for a client that does not read
 
 
 async def stream_answer(request: web.Request, answer: Answer, style: Style, created: int) -> web.StreamResponse:
@@ -21,16 +23,24 @@ async def stream_answer(request: web.Request, answer: Answer, style: Style, crea
         await response.prepare(request)
         events = _Events(answer, style, created)
         try:
-            await response.write(events.opening() + events.pieces(first))
+            await _write(response, events.opening() + events.pieces(first))
             async for batch in pieces:
-                await response.write(events.pieces(batch))
-            await response.write(events.closing())
+                await _write(response, events.pieces(batch))
+            await _write(response, events.closing())
         except ConnectionResetError:  # the client has left; the caller aborts what is still being generated
             return response
         except Exception as error:  # the head is out: only the body can tell
             await response.write(b"event: error\n" + _event(error_body(as_request_error(error))))
         await response.write_eof()
     return response
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(_WRITE_TIMEOUT_S):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError(f"the client has read nothing for {_WRITE_TIMEOUT_S:.0f} s") from None
 
 
 class _Events:

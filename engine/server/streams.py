@@ -67,11 +67,12 @@ class TokenStream:
 
 
 class TokenStreams:
-    """The streams of all requests being served, by request id."""
+    """The streams of all requests being served."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._streams: dict[str, TokenStream] = {}
+        self._streams: dict[str, TokenStream] = {}  # by request id
+        self._of_core: dict[str, TokenStream] = {}  # by the core's id
 
     def on_tokens(self, tokens: list[Token]) -> None:
         """Take one step's tokens. Called in the core's thread: one hop to the loop for all of them."""
@@ -79,20 +80,20 @@ class TokenStreams:
 
     def _deliver(self, tokens: list[Token]) -> None:
         for token in tokens:
-            stream = self._streams.get(token.request_id)
+            stream = self._of_core.get(token.request_id)
             if stream is not None:  # else: aborted while the step ran
                 stream.put(token)
 
     @contextmanager
-    def open(self, request_id: str) -> Iterator[TokenStream]:
-        """Receive a request's tokens inside the block."""
+    def open(self, request_id: str, core_id: str) -> Iterator[TokenStream]:
+        """Receive the tokens of a request, which the core knows by ``core_id``, inside the block."""
         if request_id in self._streams:
             raise RequestError(f"request {request_id} is already being served", status=409, code="duplicate_request")
-        stream = self._streams[request_id] = TokenStream()
+        stream = self._streams[request_id] = self._of_core[core_id] = TokenStream()
         try:
             yield stream
         finally:
-            del self._streams[request_id]
+            del self._streams[request_id], self._of_core[core_id]
 
     def fail(self, request_ids: list[str] | None, error: RequestError) -> list[str]:
         """Fail these requests (None: all); return those that were being served."""

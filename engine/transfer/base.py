@@ -34,9 +34,9 @@ class Limits:
     """How long and how many. Seconds, but for the last two."""
 
     connect_s: float = 5.0  # TCP connection, handshake, memory mapped
-    reserve_s: float = 30.0  # decode: free blocks for a prompt
+    reserve_s: float = 300.0  # decode: a place and free blocks for a prompt
     join_s: float = 30.0  # decode: the router's leg of a request, after its reservation
-    deliver_s: float = 300.0  # a request's KV, from its reservation to done
+    deliver_s: float = 600.0  # a request's KV, from its reservation to done
     ping_s: float = 2.0
     silence_s: float = 10.0  # a connection on which nothing came for so long is lost
     connections: int = 256  # decode: prefill engines connected
@@ -111,6 +111,10 @@ class Transport(Protocol):
 class PrefillCore(Protocol):
     """What sending KV needs of the engine core; every method may be called from any thread."""
 
+    def check(self, request: Request) -> None:
+        """Raise RequestError where the request can never be computed."""
+        ...
+
     def submit(self, request: Request, *, hold: bool = False) -> None:
         """Compute the prompt; with hold, its blocks stay owned until release()."""
         ...
@@ -126,6 +130,10 @@ class PrefillCore(Protocol):
 
 class DecodeCore(Protocol):
     """What receiving KV needs of the engine core; every method may be called from any thread."""
+
+    def check(self, request: Request) -> None:
+        """Raise RequestError where the request can never be computed."""
+        ...
 
     def reserve(self, request_id: str, prompt: list[int]) -> concurrent.futures.Future[Reservation]:
         """Reserve blocks for the prompt. The future fails with RequestError; cancelling it gives up the place."""

@@ -40,7 +40,9 @@ class Inbound:
         """Ask the core for blocks; what comes of it is told to the prefill engine."""
         loop = asyncio.get_running_loop()
         self._pending = self._core.reserve(self.request_id, self.prompt)
-        late = TransferError(f"no {len(self.prompt)} tokens of KV cache became free within {timeout_s:g} s", status=503)
+        late = TransferError(
+            f"no place with KV blocks for {len(self.prompt)} tokens became free within {timeout_s:g} s", status=503
+        )
         self._timer = loop.call_later(timeout_s, self.drop, late)
         self._pending.add_done_callback(lambda pending: loop.call_soon_threadsafe(self._on_reserved, pending))
 
@@ -96,7 +98,7 @@ class Inbound:
         pending.cancel()  # where that comes too late, _on_reserved() gives the blocks back
         self._pending = None
         self._timer.cancel()
-        self._send(Refused(self.request_id, self.nonce, str(error), error.status))
+        self._send(Refused(self.request_id, self.nonce, str(error), error.status, error.code))
         self.writer_left()
 
     def _settle(self) -> None:

@@ -33,6 +33,9 @@ class Link:
         except ChannelError as error:
             logger.warning("connection to decode %s (%s) is lost: %s", self.decode, self._peer, error)
             loss = TransferError(f"decode {self.decode} is lost: {error}")
+        except Exception as error:
+            logger.exception("the connection to decode %s (%s) has failed here", self.decode, self._peer)
+            loss = TransferError(f"the connection to decode {self.decode} has failed here: {error!r}", status=500)
         finally:
             self._lose(loss)
             self._channel.close()
@@ -67,9 +70,9 @@ class Link:
         match message:
             case Granted():
                 self._on_granted(message)
-            case Refused(_, nonce, reason, status):
+            case Refused(_, nonce, reason, status, code):
                 if outbound := self._outbounds.get(nonce):
-                    outbound.fail(TransferError(f"decode {self.decode} refused: {reason}", status=status))
+                    outbound.fail(TransferError(f"decode {self.decode} refused: {reason}", status=status, code=code))
             case Abort(request_id, nonce, reason):
                 if outbound := self._outbounds.get(nonce):
                     outbound.on_abort(TransferError(f"decode {self.decode} aborted: {reason}"))
@@ -99,7 +102,9 @@ async def connect(peer: Peer, identity: Identity, transport: Transport, limits: 
     try:
         async with deadline(limits.connect_s, "the connection and its handshake"):
             return await _connect(peer, identity, transport, limits)
-    except (TransferError, ChannelError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, TransferError | ChannelError | OSError):
+            logger.exception("connecting to decode %s has failed here", peer)
         status = error.status if isinstance(error, TransferError) else 502
         raise TransferError(f"cannot send KV to decode {peer}: {error}", status=status) from None
 

@@ -41,6 +41,7 @@ class DecodeTransfer:
         Raises TransferError naming the peer and the cause, or the RequestError that reserving blocks has failed with.
         Cancelling it gives the request up; its blocks go back to the core once prefill cannot write to them.
         """
+        self._core.check(request)
         try:
             async with deadline(self._limits.deliver_s, f"the KV of {request.request_id} from prefill {prefill}"):
                 done = await self._receive(request, prefill)

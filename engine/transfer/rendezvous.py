@@ -1,6 +1,7 @@
 """Where the two legs of a request meet on a decode engine, whichever comes first."""
 
 import asyncio
+from collections import Counter
 
 from engine.errors import TransferError
 from engine.transfer.base import Limits
@@ -17,6 +18,11 @@ class Rendezvous:
         self._limits = limits
         self._unclaimed: dict[_Key, tuple[Inbound, asyncio.TimerHandle]] = {}
         self._waiting: dict[_Key, asyncio.Future[Inbound]] = {}
+        self._sessions: Counter[str] = Counter()  # by prefill engine; an old one may end after the next has begun
+
+    def join(self, prefill: str) -> None:
+        """A connection from that prefill engine has begun; it ends with lose()."""
+        self._sessions[prefill] += 1
 
     def bring(self, inbound: Inbound) -> None:
         """Prefill's leg. Raises TransferError where the request has just left, such a one waits, or too many do."""
@@ -53,7 +59,11 @@ class Rendezvous:
             raise
 
     def lose(self, prefill: str, error: TransferError) -> None:
-        """No reservation will come from that prefill engine: fail the requests that wait for one."""
+        """A connection has ended. If it was the last, no reservation will come: fail the requests that wait for one."""
+        self._sessions[prefill] -= 1
+        if self._sessions[prefill]:
+            return
+        del self._sessions[prefill]
         for key in [key for key in self._waiting if key[0] == prefill]:
             fail(self._waiting.pop(key), error)
 

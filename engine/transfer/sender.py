@@ -65,6 +65,7 @@ class PrefillTransfer:
         Cancelling it aborts the request. In every case the core's blocks are released, and decode knows that nobody
         writes to its blocks any more, when this returns or raises.
         """
+        self._core.check(request)  # before decode reserves anything, so that both modes refuse alike
         try:
             return await self._deliver(request, await self._link(peer))
         except TransferError:

@@ -31,12 +31,16 @@ class Session:
     async def run(self) -> None:
         """Serve the connection until it is lost; returns when its peer cannot write to our blocks any more."""
         loss = TransferError("this engine is stopping", status=503)
+        self._rendezvous.join(self._prefill)
         try:
             while True:
                 self._handle(await self._channel.receive())
         except ChannelError as error:
             logger.warning("connection to prefill %s is lost: %s", self._prefill, error)
             loss = TransferError(f"prefill {self._prefill} is lost: {error}")
+        except Exception as error:
+            logger.exception("the connection to prefill %s has failed here", self._prefill)
+            loss = TransferError(f"the connection to prefill {self._prefill} has failed here: {error!r}", status=500)
         finally:
             self._channel.close()
             self._lose(loss)
@@ -71,7 +75,7 @@ class Session:
                 raise TransferError(f"{self._limits.transfers} reservations are open", status=503)
             self._rendezvous.bring(inbound)
         except TransferError as error:
-            self._channel.send(Refused(wanted.request_id, wanted.nonce, str(error), error.status))
+            self._channel.send(Refused(wanted.request_id, wanted.nonce, str(error), error.status, error.code))
             return
         self._writable[wanted.nonce] = inbound
         inbound.reserve(self._limits.reserve_s)

@@ -74,6 +74,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     nonce: int
     reason: str
     status: int
+    code: str | None
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):

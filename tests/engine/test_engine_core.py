@@ -283,10 +283,10 @@ def test_reservations_wait_in_order_and_give_up_their_place(serve: Serve) -> Non
 
 
 def test_a_place_given_up_holds_nobody_back(serve: Serve) -> None:
-    served = serve(num_blocks=5)
+    served = serve(num_blocks=6)
     served.reserve("a", [1] * 16)
     assert served.core.reserve("b", [2] * 16).cancel()
-    served.settle()  # by a request that needs the one free block, after b in the queue
+    served.settle()  # by a request that needs the one block that is not kept for a to grow, after b in the queue
     assert served.core.stats().waiting == 0
 
 

@@ -1,7 +1,5 @@
 import mmap
 import os
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.kv.pool import KVLayout, KVPool, available_memory, num_blocks_for
+from tests.engine.memory_files import memory_files
 
 LAYOUT = KVLayout(num_kv_heads=3, num_layers=2, block_size=16, head_dim=8, dtype=torch.float32)
 
@@ -34,14 +33,15 @@ def test_shared_pool_is_seen_through_its_descriptor():
 
 
 def test_nothing_is_left_of_a_shared_pool():
+    before = memory_files(os.getpid())
     pool = KVPool(LAYOUT, num_blocks=4, shared=True)
-    assert "pdctl-kv" in _open_files()
+    assert len(memory_files(os.getpid()) - before) == 1
     pool.close()
     pool.close()
     assert pool.fd is None
     assert not pool.tensor.any()  # the mapping lives as long as the tensor
     del pool
-    assert "pdctl-kv" not in _open_files() + _maps()
+    assert memory_files(os.getpid()) == before
 
 
 def test_descriptor_is_not_inherited():
@@ -53,10 +53,11 @@ def test_descriptor_is_not_inherited():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_too_large_a_pool_names_the_sizes(shared):
+    before = memory_files(os.getpid())
     blocks = 2 * available_memory() // LAYOUT.block_bytes
     with pytest.raises(MemoryError, match=rf"{blocks} KV blocks need [\d,]+ MiB, [\d,]+ MiB are available"):
         KVPool(LAYOUT, blocks, shared)
-    assert "pdctl-kv" not in _open_files()
+    assert memory_files(os.getpid()) == before
 
 
 def test_describe_is_plain_and_tells_layouts_apart():
@@ -82,11 +83,3 @@ def test_num_blocks_is_bounded_by_memory_and_by_use(available, seqs, length, fra
     one_sequence = -(-length // 16)
     assert one_sequence <= blocks <= one_sequence * seqs
     assert blocks == one_sequence or blocks * LAYOUT.block_bytes <= available * fraction
-
-
-def _open_files() -> str:
-    return subprocess.run(["ls", "-l", f"/proc/{os.getpid()}/fd"], capture_output=True, text=True, check=True).stdout
-
-
-def _maps() -> str:
-    return Path("/proc/self/maps").read_text()

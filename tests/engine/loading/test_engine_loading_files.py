@@ -65,13 +65,13 @@ def test_a_file_of_another_kind(tmp_path):
 def test_hub_id_is_downloaded(monkeypatch, tiny_folder):
     asked = []
 
-    def download(name, allow_patterns, **options):
-        asked.append((name, allow_patterns))
+    def download(name, allow_patterns, ignore_patterns, **options):
+        asked.append((name, allow_patterns, ignore_patterns))
         return str(tiny_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert open_model("org/tiny").path == tiny_folder
-    assert asked == [("org/tiny", ["*.json", "*.safetensors", "*.jinja"])]
+    assert asked == [("org/tiny", ["*.json", "*.safetensors", "*.jinja"], ["consolidated*", "original/*"])]
 
 
 def test_hub_that_cannot_be_reached_is_one_line(tmp_path):
@@ -148,9 +148,19 @@ def test_safetensors_header_that_is_no_json(tmp_path):
         open_model(str(tmp_path))
 
 
+def test_safetensors_header_without_offsets(tmp_path):
+    path = make_tiny_model(tmp_path) / "model.safetensors"
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged: its header does not say where"):
+        open_model(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
+        ({"hidden_size": "large"}, r"config\.json is damaged"),
+        ({"num_attention_heads": 0}, r"config\.json is damaged: num_attention_heads is 0"),
         ({"model_type": "mamba"}, "holds a 'mamba' model; this engine runs llama, "),
         ({"rope_parameters": {"rope_type": "yarn"}}, "scales its rotary positions by 'yarn'"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
@@ -192,6 +202,18 @@ def test_progress_counts_every_tensor(tiny_folder):
     load_model(open_model(str(tiny_folder)), progress=lambda done, total: seen.append((done, total)))
     total = len(load_file(tiny_folder / "model.safetensors"))
     assert seen == [(done, total) for done in range(1, total + 1)]
+
+
+def test_weights_are_told_apart_by_their_fingerprint(tmp_path, tiny_folder):
+    same = load_model(open_model(str(tiny_folder))).fingerprint
+    assert load_model(open_model(str(tiny_folder)), "float32").fingerprint == same
+    path = make_tiny_model(tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    assert load_model(open_model(str(tmp_path))).fingerprint == same
+    name = next(name for name in tensors if name.endswith("layers.1.self_attn.q_proj.weight"))
+    tensors[name] = tensors[name] * 1.1  # as a merged adapter changes one projection
+    save_file(tensors, path)
+    assert load_model(open_model(str(tmp_path))).fingerprint != same
 
 
 def test_a_model_with_more_than_a_llama_has_is_refused(tmp_path):

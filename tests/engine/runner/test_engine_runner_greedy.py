@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.errors import ModelError
 from engine.loading.files import open_model
 from engine.loading.model import load_model
 from engine.scheduler.batch import Batch, Chunk
@@ -113,11 +112,7 @@ def test_recomputed_from_the_middle(model, prompts, expected):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    try:
-        files = open_model("smollm2-135m-instruct")
-    except ModelError as error:
-        pytest.skip(str(error))
-    return files
+    return open_model("smollm2-135m-instruct")
 
 
 def test_the_demo_model(smollm2):

@@ -154,6 +154,23 @@ def test_reservations_wait_in_order_and_leave_room_for_the_running() -> None:
     assert rig.stats.blocks_free == 3
 
 
+def test_reservations_leave_room_for_each_other_to_grow() -> None:
+    rig = Rig(num_blocks=10)
+    requests = [make_request(name, [number] * 8, max_tokens=4) for number, name in enumerate("abcd", 1)]
+    for request in requests:
+        rig.ask(request.request_id, request.prompt)
+    rig.step()
+    assert [reservation.request_id for reservation in rig.granted] == ["a", "b", "c"]  # of d's, one was to grow
+    for request, reservation in zip(requests, rig.granted, strict=False):
+        rig.decode(request, reservation)
+    rig.run()
+    for request, reservation in zip(requests[3:], rig.granted[3:], strict=True):
+        rig.decode(request, reservation)
+    rig.run()
+    rig.assert_right(*requests)
+    assert (rig.stats.preemptions, rig.stats.local_compute) == (0, 0)
+
+
 def test_a_reservation_can_take_the_whole_pool() -> None:
     rig = Rig(num_blocks=4)
     request = make_request("a", [1] * 16, max_tokens=5)

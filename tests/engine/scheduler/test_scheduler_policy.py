@@ -91,6 +91,8 @@ def test_a_prompt_computed_half_can_be_preempted() -> None:
     old, young = rig.submit("old", [1] * 3, max_tokens=12), rig.submit("young", [2] * 16, max_tokens=3)
     rig.run()
     rig.assert_right(old, young)
+    assert rig.stats.preemptions == 1
+    assert rig.stats.local_cache_hit == 0  # what it had computed itself is no hit
 
 
 def test_choices_share_a_prompt_and_copy_only_its_partial_block() -> None:

@@ -32,7 +32,7 @@ def core(state, tokenizer):
 
 @pytest.fixture
 async def client(state, core, tokenizer):
-    state.ready(Backend(core, tokenizer, MAX_MODEL_LEN))
+    state.ready(Backend(core, tokenizer, MAX_MODEL_LEN, tokenizer.vocab_size))
     server = TestServer(make_app(state))
     async with TestClient(server) as client:
         yield client

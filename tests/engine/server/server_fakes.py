@@ -48,9 +48,18 @@ class FakeCore:
         self.abort_seen = threading.Event()
         self.refusal = None
         self.cached_tokens = 0
+        self.busy_s = 0.0
         self._on_tokens = on_tokens
         self._tokenizer = tokenizer
         self._threads = []
+
+    @property
+    def aborted_requests(self):
+        """The ids by which the clients know what was aborted."""
+        return [core_id.partition("/")[0] for core_id in self.aborted]
+
+    def check(self, request):
+        pass
 
     def submit(self, request, *, hold=False):
         if self.refusal:

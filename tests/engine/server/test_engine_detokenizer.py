@@ -35,6 +35,11 @@ def test_no_piece_holds_half_a_character(text):
     assert all("\ufffd" not in piece for piece in pieces_of(Detokenizer(BYTES.decode), encode(text)))
 
 
+@given(st.lists(st.integers(0, 255), max_size=40))
+def test_no_byte_is_lost_among_bytes_that_are_no_characters(ids):
+    assert "".join(pieces_of(Detokenizer(BYTES.decode), ids)) == BYTES.decode(ids)
+
+
 def test_bytes_that_are_no_character_do_not_wait_for_ever():
     continuation = encode("€")[1]  # a UTF-8 continuation byte alone
     detokenizer = Detokenizer(BYTES.decode)

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from engine_mains import BROKEN, DYING, WAITING_FOR_A_SIGNAL
 from engine_process import EngineProcess
 
 from tests.engine.tiny import make_tiny_model
@@ -169,32 +170,10 @@ def test_a_decode_engine_that_is_not_there_is_named(pair):
     assert str(port) in answer.json()["error"]["message"]
 
 
-DYING = """
-import os, signal
-def fail(): os.kill(os.getpid(), signal.SIGKILL)
-"""
-BROKEN = """
-def fail(): raise RuntimeError("the runner is broken")
-"""
-FAILING = """
-import sys
-from engine.runner.runner import TorchRunner
-execute = TorchRunner.execute
-def execute_or_fail(self, batch):
-    if batch.chunks[0].start >= 64:
-        fail()
-    return execute(self, batch)
-TorchRunner.execute = execute_or_fail
-sys.argv[0] = "engine"
-from engine.__main__ import main
-sys.exit(main())
-"""
-
-
 def test_a_prefill_engine_that_dies_fails_decodes_leg_with_its_name(start, pair, token_file):
     decode = pair[1]
     flags = ("--splitwise-role", "prefill", "--max-num-batched-tokens", "64")
-    with start(*flags, env=token_file, main=("-c", DYING + FAILING)) as prefill:
+    with start(*flags, env=token_file, main=("-c", DYING)) as prefill:
         prefill.ready()
         first, second = legs(prefill, decode, "dying", prompt=[100] * 80)
         assert prefill.ended()[0] == -signal.SIGKILL
@@ -209,8 +188,8 @@ def test_a_prefill_engine_that_dies_fails_decodes_leg_with_its_name(start, pair,
 
 @pytest.fixture
 def answering(start):
-    """An engine in the middle of an answer, and what comes of it."""
-    with start() as engine:
+    """An engine in the middle of an answer, which goes no further before a signal has come, and what comes of it."""
+    with start(main=("-c", WAITING_FOR_A_SIGNAL)) as engine:
         engine.ready()
         body = {"prompt": "x", "max_tokens": 200, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", engine.url + TEXT, json=body, timeout=30) as response:
@@ -245,7 +224,7 @@ def test_a_signal_while_loading_ends_it_at_once(start):
 
 
 def test_a_failing_core_tells_its_clients_and_ends_the_process(start):
-    with start(main=("-c", BROKEN + FAILING)) as engine:
+    with start(main=("-c", BROKEN)) as engine:
         engine.ready()
         answer = engine.post(TEXT, {"prompt": "x", "max_tokens": 200, "ignore_eos": True})
         assert answer.status_code == 500

@@ -114,7 +114,7 @@ async def test_stop_string_ends_the_answer_and_the_request(client, core, stop):
     _, body = await ask(client, CHAT, messages=HI, stop=stop, request_id="r1")
     assert body["choices"][0]["message"]["content"] == "Hello"
     assert body["choices"][0]["finish_reason"] == "stop"
-    assert core.aborted == ["r1"]
+    assert core.aborted_requests == ["r1"]
 
 
 async def test_stop_string_in_a_stream_is_never_shown_in_part(client, core):

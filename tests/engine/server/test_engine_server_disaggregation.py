@@ -68,7 +68,7 @@ async def engine(state, core, tokenizer, transfer, request):
     role = request.param
     state.args = replace(state.args, role=role)
     sender, receiver = (transfer, None) if role == "prefill" else (None, transfer)
-    state.ready(Backend(core, tokenizer, 128, sender, receiver))
+    state.ready(Backend(core, tokenizer, 128, tokenizer.vocab_size, sender, receiver))
     async with TestClient(TestServer(make_app(state))) as client:
         yield client
 

@@ -6,7 +6,7 @@ import pytest
 from server_client import CHAT, HI, ask, parse_events, until
 
 from engine.errors import RequestError
-from engine.server.state import Phase
+from engine.server.state import STEP_LIMIT_S, Phase
 
 
 async def test_the_cores_refusal_reaches_the_client(client, core):
@@ -31,7 +31,7 @@ async def test_a_client_that_leaves_a_stream_aborts_its_request(client, core, st
     await response.content.readany()
     response.close()
     await until(core.abort_seen)
-    assert core.aborted == ["gone"]
+    assert core.aborted_requests == ["gone"]
     async with asyncio.timeout(10):
         await state.idle.wait()
 
@@ -42,7 +42,7 @@ async def test_a_client_that_leaves_while_it_waits_aborts_its_request(client, co
     await until(core.submitted)
     waiting.cancel()
     await until(core.abort_seen)
-    assert core.aborted == ["gone"]
+    assert core.aborted_requests == ["gone"]
 
 
 async def test_an_error_after_the_first_token_comes_as_an_event(client, core, state):
@@ -92,7 +92,7 @@ async def test_abort_requests_needs_the_token_and_ends_what_it_names(client, cor
         assert sorted((await response.json())["aborted"]) == ["b", "c"]
     for stream in streams[1:]:
         assert parse_events(await stream.text())[-1][0] == "error"
-    assert sorted(core.aborted) == ["a", "b", "c"]
+    assert sorted(core.aborted_requests) == ["a", "b", "c"]
 
 
 async def test_models_version_health_ping(client):
@@ -122,6 +122,13 @@ async def test_while_it_cannot_serve_it_says_so(client, state, phase):
         assert response.status == 200
 
 
+async def test_a_step_that_does_not_end_is_no_health(client, core):
+    core.busy_s = STEP_LIMIT_S + 1
+    async with client.get("/health") as response:
+        assert response.status == 503
+        assert "hangs" in (await response.json())["error"]["message"]
+
+
 async def test_requests_over_the_limit_are_refused(client, core, monkeypatch):
     monkeypatch.setattr("engine.server.state.MAX_REQUESTS", 1)
     core.pause_after = 1
@@ -138,4 +145,4 @@ async def test_a_token_that_does_not_come_ends_the_wait(client, core, monkeypatc
     core.pause_after = 0
     status, body = await ask(client, CHAT, messages=HI, request_id="slow")
     assert (status, body["error"]["code"]) == (504, "timeout")
-    assert core.aborted == ["slow"]
+    assert core.aborted_requests == ["slow"]

@@ -3,6 +3,8 @@
 import pytest
 from server_client import CHAT, HI, TEXT, ask
 
+from engine.server.state import Backend
+
 REFUSED = [
     (TEXT, {"prompt": "x", "max_tokens": "5"}, "max_tokens", "invalid_value"),
     (TEXT, {"prompt": "x", "max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -96,6 +98,14 @@ async def test_a_long_prompt_is_counted_too(client):
     status, body = await ask(client, CHAT, messages=[{"role": "user", "content": "x" * 50_000}])
     assert status == 400
     assert str(50_000 + len("<user>")) in body["error"]["message"]
+
+
+async def test_a_token_without_an_embedding_is_refused(client, state, core, tokenizer):
+    state.ready(Backend(core, tokenizer, 128, vocab_size=10))
+    status, body = await ask(client, TEXT, prompt="abc")
+    assert status == 400
+    assert "0..9 " in body["error"]["message"]
+    assert core.requests == []
 
 
 async def test_another_model_is_not_found(client):

@@ -5,7 +5,7 @@ import gc
 import random
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 import pytest
 from transfer_harness import (
@@ -96,7 +96,6 @@ class Engine:
         assert (stats.running, stats.waiting, stats.held, stats.reserved) == (0, 0, 0, 0)
         assert stats.blocks_free == stats.blocks_total
         self.core._scheduler.check()
-        self.pool.close()
 
     def _on_tokens(self, tokens: list[Token]) -> None:
         for token in tokens:
@@ -125,11 +124,12 @@ async def pd_pair(blocks: int) -> AsyncIterator[tuple[Engine, Engine, Peer, Deco
     port = await receiver.start(decode.core, "127.0.0.1", 0)
     prefill.core.start()
     decode.core.start()
-    yield prefill, decode, Peer("127.0.0.1", port), receiver
-    await within(prefill.transfer.close())
-    await within(receiver.close())
-    await prefill.idle()
-    await decode.idle()
+    with closing(decode.pool):
+        yield prefill, decode, Peer("127.0.0.1", port), receiver
+        await within(prefill.transfer.close())
+        await within(receiver.close())
+        await prefill.idle()
+        await decode.idle()
 
 
 def random_requests(count: int) -> list[Request]:

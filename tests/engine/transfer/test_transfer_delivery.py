@@ -122,13 +122,42 @@ async def test_one_connection_serves_all_requests_and_is_made_anew_after_a_loss(
         assert pair.prefill.connected_decodes == [DECODE]
 
 
+async def test_what_prefill_cannot_compute_is_refused_before_anything_is_reserved():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        pair.prefill_core.refusal = RequestError("too long", code="context_length_exceeded")
+        with pytest.raises(RequestError, match="too long") as caught:
+            await within(pair.deliver(request("r", 40)))
+        assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+        assert pair.decode_core.asked.empty()
+
+
+async def test_what_decode_cannot_compute_is_refused_at_once():
+    async with engines() as pair:
+        pair.decode_core.refusal = RequestError("too long", code="context_length_exceeded")
+        with pytest.raises(RequestError, match="too long") as caught:
+            await within(pair.receive(request("r", 40)))
+        assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
+async def test_a_refusals_code_reaches_prefill():
+    async with engines() as pair:
+        pair.decode_core.at_once = False
+        delivered = pair.deliver(request("r", 40))
+        _, _, future = await within(pair.decode_core.asked.get())
+        future.set_exception(RequestError("too long", code="context_length_exceeded"))
+        with pytest.raises(TransferError, match="too long") as caught:
+            await within(delivered)
+        assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
+
+
 async def test_no_free_blocks_in_time_is_a_refusal_on_both_sides():
     limits = Limits(reserve_s=0.1)
     async with engines(limits=limits) as pair:
         pair.decode_core.at_once = False
         delivered, received = pair.deliver(request("r", 40)), pair.receive(request("r", 40))
         _, _, future = await within(pair.decode_core.asked.get())
-        reason = r"no 40 tokens of KV cache became free within 0.1 s"
+        reason = r"no place with KV blocks for 40 tokens became free within 0.1 s"
         with pytest.raises(TransferError, match=reason) as caught:
             await within(received)
         assert caught.value.status == 503
@@ -232,12 +261,10 @@ async def test_tables_are_bounded():
         await asyncio.wait({first, waiting})
 
 
-async def test_nobody_listening_is_said_with_the_address():
-    pool = KVPool(LAYOUT, 4, shared=False)
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target) as (_, _, peer):
+async def test_nobody_listening_is_said_with_the_address(pool: KVPool):
+    async with decode_side(pool) as (_, _, peer):
         pass
-    async with prefill_side(pool) as (prefill, core):
+    async with prefill_side(KVPool(LAYOUT, 4, shared=False)) as (prefill, core):
         with pytest.raises(TransferError, match=f"cannot send KV to decode {peer}: .*refused|Connect call failed"):
             await within(prefill.deliver(request("r"), peer))
         assert core.submitted.empty()

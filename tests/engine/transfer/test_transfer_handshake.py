@@ -50,18 +50,17 @@ def test_another_model_changes_the_hash(change: dict[str, int]):
     ],
 )
 async def test_a_misfit_is_rejected_with_both_values(
-    change: dict[str, object], reason: str, caplog: pytest.LogCaptureFixture
+    pool: KVPool, change: dict[str, object], reason: str, caplog: pytest.LogCaptureFixture
 ):
-    target, source = KVPool(LAYOUT, 4, shared=True), KVPool(LAYOUT, 4, shared=False)
-    async with decode_side(target) as (_, _, peer), prefill_side(source, **change) as (prefill, _):
+    source = KVPool(LAYOUT, 4, shared=False)
+    async with decode_side(pool) as (_, _, peer), prefill_side(source, **change) as (prefill, _):
         with pytest.raises(TransferError, match=f"cannot send KV to decode {peer}: rejected: {reason}"):
             await within(prefill.connect_peer(peer))
         assert "refused: rejected" in caplog.text  # decode's log has it too
 
 
-async def test_another_wire_version_is_rejected_with_both_values(monkeypatch: pytest.MonkeyPatch):
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target) as (_, _, peer):
+async def test_another_wire_version_is_rejected_with_both_values(pool: KVPool, monkeypatch: pytest.MonkeyPatch):
+    async with decode_side(pool) as (_, _, peer):
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
         hello = handshake.Hello
         monkeypatch.setattr(handshake, "Hello", lambda version, *rest: hello(99, *rest))
@@ -70,18 +69,16 @@ async def test_another_wire_version_is_rejected_with_both_values(monkeypatch: py
         channel.close()
 
 
-async def test_another_transport_is_rejected_with_both_values():
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target) as (_, _, peer):
+async def test_another_transport_is_rejected_with_both_values(pool: KVPool):
+    async with decode_side(pool) as (_, _, peer):
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
         with pytest.raises(TransferError, match="KV transport differs: prefill has rdma, decode has ipc"):
             await within(introduce(channel, identity("p"), "rdma"))
         channel.close()
 
 
-async def test_without_a_token_of_its_own_decode_asks_for_none():
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target, token=None) as (_, _, peer):
+async def test_without_a_token_of_its_own_decode_asks_for_none(pool: KVPool):
+    async with decode_side(pool, token=None) as (_, _, peer):
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
         assert isinstance(await within(introduce(channel, identity("p"), "ipc")), Welcome)
         channel.close()
@@ -107,18 +104,16 @@ async def test_the_token_never_travels():
     server.close()
 
 
-async def test_a_stranger_that_says_nothing_is_sent_away(caplog: pytest.LogCaptureFixture):
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target, limits=Limits(connect_s=0.1)) as (_, _, peer):
+async def test_a_stranger_that_says_nothing_is_sent_away(pool: KVPool, caplog: pytest.LogCaptureFixture):
+    async with decode_side(pool, limits=Limits(connect_s=0.1)) as (_, _, peer):
         reader, writer = await asyncio.open_connection(*peer)
         await within(reader.read())
         writer.close()
     assert "no hello in time" in caplog.text
 
 
-async def test_a_stranger_that_starts_with_something_else_is_sent_away(caplog: pytest.LogCaptureFixture):
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target) as (_, _, peer):
+async def test_a_stranger_that_starts_with_something_else_is_sent_away(pool: KVPool, caplog: pytest.LogCaptureFixture):
+    async with decode_side(pool) as (_, _, peer):
         reader, writer = await asyncio.open_connection(*peer)
         channel = Channel(reader, writer, LIMITS)
         channel.send(Quiet("r", 1))
@@ -129,9 +124,8 @@ async def test_a_stranger_that_starts_with_something_else_is_sent_away(caplog: p
     assert "it sent quiet where hello was due" in caplog.text
 
 
-async def test_an_oversized_hello_is_not_read(caplog: pytest.LogCaptureFixture):
-    target = KVPool(LAYOUT, 4, shared=True)
-    async with decode_side(target) as (_, _, peer):
+async def test_an_oversized_hello_is_not_read(pool: KVPool, caplog: pytest.LogCaptureFixture):
+    async with decode_side(pool) as (_, _, peer):
         reader, writer = await asyncio.open_connection(*peer)
         writer.write((100_000).to_bytes(4, "big"))
         await within(reader.read())
@@ -139,11 +133,11 @@ async def test_an_oversized_hello_is_not_read(caplog: pytest.LogCaptureFixture):
     assert "it sent a frame of 100000 bytes where 65536 are allowed" in caplog.text
 
 
-async def test_connections_are_bounded(caplog: pytest.LogCaptureFixture):
-    target, source = KVPool(LAYOUT, 4, shared=True), KVPool(LAYOUT, 4, shared=False)
+async def test_connections_are_bounded(pool: KVPool, caplog: pytest.LogCaptureFixture):
+    source = KVPool(LAYOUT, 4, shared=False)
     limits = Limits(connections=1)
     async with (
-        decode_side(target, limits=limits) as (_, _, peer),
+        decode_side(pool, limits=limits) as (_, _, peer),
         prefill_side(source) as (first, _),
         prefill_side(source) as (second, _),
     ):

@@ -64,3 +64,15 @@ async def test_a_request_that_leaves_as_prefill_is_lost(inbound: Inbound):
     claim.cancel()
     await ends_cancelled(claim)
     assert not rendezvous._waiting
+
+
+async def test_the_end_of_an_old_connection_fails_nobody_while_the_next_one_lives():
+    rendezvous = Rendezvous(LIMITS)
+    rendezvous.join(PREFILL)
+    rendezvous.join(PREFILL)
+    claim = await waiting_claim(rendezvous)
+    rendezvous.lose(PREFILL, TransferError("the old connection is lost"))
+    assert not claim.done()
+    rendezvous.lose(PREFILL, TransferError("the last connection is lost"))
+    with pytest.raises(TransferError, match="the last connection"):
+        await within(claim)

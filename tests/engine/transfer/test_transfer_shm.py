@@ -4,23 +4,29 @@ import asyncio
 import ctypes
 import gc
 import itertools
+import os
 import random
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transfer_harness import kernel_objects, named_memory, within
+from transfer_harness import kernel_objects, within
 from transfer_processes import FORKSERVER
 
 from engine.errors import TransferError
 from engine.kv.pool import KVLayout, KVPool
 from engine.transfer import shm
 from engine.transfer.shm import Run, ShmTransport, merge_runs
+from tests.engine.memory_files import memory_files
 
 CLONE_NEWNET = 0x40000000
+
+Pools = Callable[..., tuple[KVPool, KVPool]]
 
 _pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)))
 
@@ -44,15 +50,29 @@ def test_neighbours_are_one_run():
     assert list(merge_runs([], [])) == []
 
 
-def pools(blocks: int = 32, dtype: torch.dtype = torch.bfloat16) -> tuple[KVPool, KVPool]:
+def source_pool(blocks: int = 32, dtype: torch.dtype = torch.bfloat16) -> KVPool:
+    """A pool of random KV."""
     layout = KVLayout(num_kv_heads=2, num_layers=3, block_size=16, head_dim=8, dtype=dtype)
-    source, target = KVPool(layout, blocks, shared=False), KVPool(layout, blocks, shared=True)
-    source.tensor.copy_(torch.randn(source.tensor.shape))
-    return source, target
+    pool = KVPool(layout, blocks, shared=False)
+    pool.tensor.copy_(torch.randn(pool.tensor.shape))
+    return pool
+
+
+@pytest.fixture
+def pools() -> Iterator[Pools]:
+    """Makes pools to copy from and to."""
+    with ExitStack() as stack:
+
+        def make(blocks: int = 32, dtype: torch.dtype = torch.bfloat16) -> tuple[KVPool, KVPool]:
+            source = source_pool(blocks, dtype)
+            target = stack.enter_context(closing(KVPool(source.layout, blocks, shared=True)))
+            return source, target
+
+        yield make
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-async def test_any_blocks_go_to_any_places(dtype: torch.dtype):
+async def test_any_blocks_go_to_any_places(pools: Pools, dtype: torch.dtype):
     source, target = pools(dtype=dtype)
     expected = target.tensor.clone()
     inlet = ShmTransport(target).open_inlet()
@@ -67,7 +87,7 @@ async def test_any_blocks_go_to_any_places(dtype: torch.dtype):
     await within(inlet.drained())
 
 
-async def test_a_cancelled_push_ends_before_it_raises(monkeypatch: pytest.MonkeyPatch):
+async def test_a_cancelled_push_ends_before_it_raises(pools: Pools, monkeypatch: pytest.MonkeyPatch):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     writer = await within(ShmTransport(source).connect(inlet.offer))
@@ -96,7 +116,7 @@ async def test_a_cancelled_push_ends_before_it_raises(monkeypatch: pytest.Monkey
     await within(inlet.drained())
 
 
-async def test_drained_waits_for_the_writers_end():
+async def test_drained_waits_for_the_writers_end(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     writer = await within(ShmTransport(source).connect(inlet.offer))
@@ -107,7 +127,7 @@ async def test_drained_waits_for_the_writers_end():
     await within(drained)
 
 
-async def test_after_draining_nobody_gets_in():
+async def test_after_draining_nobody_gets_in(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     await within(inlet.drained())
@@ -115,7 +135,7 @@ async def test_after_draining_nobody_gets_in():
         await within(ShmTransport(source).connect(inlet.offer))
 
 
-async def test_an_inlet_admits_one_writer():
+async def test_an_inlet_admits_one_writer(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     writer = await within(ShmTransport(source).connect(inlet.offer))
@@ -126,7 +146,7 @@ async def test_an_inlet_admits_one_writer():
 
 
 @pytest.mark.parametrize("key", [b"k" * 32, b"short"])
-async def test_the_wrong_key_gets_nothing_and_keeps_nobody_out(key: bytes):
+async def test_the_wrong_key_gets_nothing_and_keeps_nobody_out(pools: Pools, key: bytes):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     offer = msgspec.msgpack.decode(inlet.offer)
@@ -137,7 +157,7 @@ async def test_the_wrong_key_gets_nothing_and_keeps_nobody_out(key: bytes):
     inlet.close()
 
 
-async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(monkeypatch: pytest.MonkeyPatch):
+async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(pools: Pools, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shm, "_KEY_TIMEOUT_S", 0.1)
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
@@ -157,7 +177,7 @@ async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(monkeypatc
         ({"socket": "pdctl-kv-nobody"}, "'ipc' needs prefill and decode on one host, in one network namespace"),
     ],
 )
-async def test_an_offer_that_does_not_fit_is_refused(change: dict[str, object], reason: str):
+async def test_an_offer_that_does_not_fit_is_refused(pools: Pools, change: dict[str, object], reason: str):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     offer = msgspec.msgpack.encode({**msgspec.msgpack.decode(inlet.offer), **change})
@@ -167,12 +187,11 @@ async def test_an_offer_that_does_not_fit_is_refused(change: dict[str, object], 
 
 
 def test_a_pool_that_is_not_shared_cannot_be_offered():
-    source, _ = pools(blocks=1)
     with pytest.raises(ValueError, match="not shared"):
-        ShmTransport(source).open_inlet()
+        ShmTransport(source_pool(blocks=1)).open_inlet()
 
 
-async def test_nothing_is_left_in_the_process_or_in_a_file_system():
+async def test_nothing_is_left_in_the_process(pools: Pools):
     source, target = pools()
 
     async def connect_and_close() -> None:
@@ -185,16 +204,16 @@ async def test_nothing_is_left_in_the_process_or_in_a_file_system():
 
     await connect_and_close()
     gc.collect()
-    before = kernel_objects(), named_memory()
+    before = kernel_objects(), memory_files(os.getpid())
     for _ in range(30):
         await connect_and_close()
-    assert (kernel_objects(), named_memory()) == before
+    assert (kernel_objects(), memory_files(os.getpid())) == before
 
 
 def _connect_from_elsewhere(offer: bytes) -> str:
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
         return "not permitted"
-    source, _ = pools(blocks=1)
+    source = source_pool(blocks=1)
     try:
         asyncio.run(ShmTransport(source).connect(offer))
     except TransferError as error:
@@ -202,7 +221,7 @@ def _connect_from_elsewhere(offer: bytes) -> str:
     return "connected"
 
 
-async def test_another_network_namespace_is_refused_clearly():
+async def test_another_network_namespace_is_refused_clearly(pools: Pools):
     _, target = pools(blocks=1)
     inlet = ShmTransport(target).open_inlet()
     with FORKSERVER.Pool(1) as pool:

@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -86,11 +86,6 @@ def kernel_objects() -> tuple[int, int]:
     return sum(1 for _ in Path("/proc/self/fd").iterdir()), Path("/proc/self/maps").read_text().count("memfd")
 
 
-def named_memory() -> set[str]:
-    """The shared memory that has a name, but for the semaphores of multiprocessing."""
-    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("sem.mp-")}
-
-
 class Blocks:
     """Free blocks, handed out at random."""
 
@@ -117,8 +112,13 @@ class PrefillCoreDouble:
         self.submitted: asyncio.Queue[Request] = asyncio.Queue()
         self.aborted: list[str] = []
         self.released: asyncio.Queue[str] = asyncio.Queue()
+        self.refusal: RequestError | None = None
         self._transfer = transfer
         self._tables: dict[str, list[int]] = {}
+
+    def check(self, request: Request) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def submit(self, request: Request, *, hold: bool = False) -> None:
         assert hold
@@ -162,6 +162,11 @@ class DecodeCoreDouble:
         self.asked: asyncio.Queue[tuple[str, list[int], Future[Reservation]]] = asyncio.Queue()
         self.started: asyncio.Queue[tuple[Request, Reservation, list[int]]] = asyncio.Queue()
         self.cancelled: asyncio.Queue[Reservation] = asyncio.Queue()
+        self.refusal: RequestError | None = None
+
+    def check(self, request: Request) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     def reserve(self, request_id: str, prompt: list[int]) -> Future[Reservation]:
         future: Future[Reservation] = Future()
@@ -287,8 +292,9 @@ async def engines(*, blocks: int = 64, limits: Limits = LIMITS, held: bool = Fal
     """A pair; with held, its pushes wait for the gate of `pair.prefill._transport`."""
     source, target = KVPool(LAYOUT, blocks, shared=False), KVPool(LAYOUT, blocks, shared=True)
     transport = HeldTransport(source) if held else None
-    async with (
-        decode_side(target, limits=limits) as (decode, decode_core, peer),
-        prefill_side(source, limits=limits, transport=transport) as (prefill, prefill_core),
-    ):
-        yield Pair(prefill, prefill_core, decode, decode_core, peer)
+    with closing(target):
+        async with (
+            decode_side(target, limits=limits) as (decode, decode_core, peer),
+            prefill_side(source, limits=limits, transport=transport) as (prefill, prefill_core),
+        ):
+            yield Pair(prefill, prefill_core, decode, decode_core, peer)

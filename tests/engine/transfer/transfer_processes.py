@@ -33,6 +33,10 @@ class EngineProcess:
         self._process.start()
         theirs.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def tell(self, *words: Any) -> None:
         """Send a command."""
         self.pipe.send(words)
@@ -43,7 +47,7 @@ class EngineProcess:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal."""
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def end(self) -> None:
         """Kill it, and wait for its end."""
