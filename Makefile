@@ -12,7 +12,7 @@ up: $(VENV)/.demo
 	$(BIN)/pdctl up
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

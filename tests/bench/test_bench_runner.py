@@ -3,9 +3,11 @@ import math
 import socket
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
+from pdctl.bench import runner
 from pdctl.bench.arrivals import arrival_times
 from pdctl.bench.client import BenchError, open_session, served_model
 from pdctl.bench.dataset import SyntheticDataset
@@ -39,15 +41,32 @@ async def test_open_loop_sends_on_schedule_while_answers_are_outstanding():
     assert result.duration >= due[-1]
 
 
-async def test_open_loop_counts_the_wait_for_a_place_as_queueing_and_not_as_lag():
-    async with running(SseServer(token_interval_s=0.02)) as server:
-        result = await run_benchmark(workload(rate=math.inf, requests=6, concurrency=2), server.url, "tiny")
+@pytest.fixture
+def clock(monkeypatch):
+    """The benchmark's clock, which a test sets."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(runner, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def answered(server, clock, now):
+    """Let the requests that the server holds be answered at that time; it holds those that come then."""
+    clock.now = now
+    held, server.hold = server.hold, asyncio.Event()
+    held.set()
+
+
+async def test_open_loop_counts_the_wait_for_a_place_as_queueing_and_not_as_lag(clock):
+    async with running(SseServer(hold=asyncio.Event())) as server:
+        run = asyncio.create_task(run_benchmark(workload(rate=math.inf, requests=6, concurrency=2), server.url, "tiny"))
+        for turn in (1, 2, 3):
+            await server.until(lambda sent=2 * turn: len(server.bodies) == sent and server.in_flight == 2)
+            answered(server, clock, float(turn))
+        result = await run
     assert server.most_in_flight == 2
-    queued = sorted(record.queued for record in result.records)
-    assert queued[1] < 0.08 < queued[2]
-    assert queued[5] > 0.16
-    assert all(record.lag < 0.08 for record in result.records)
-    assert all(record.wait == pytest.approx(record.queued + record.lag) for record in result.records)
+    assert sorted(record.queued for record in result.records) == [0, 0, 1, 1, 2, 2]
+    assert [record.lag for record in result.records] == [0] * 6
+    assert all(record.wait == record.queued for record in result.records)
 
 
 async def test_closed_loop_keeps_its_users_busy_one_request_each():
@@ -58,12 +77,15 @@ async def test_closed_loop_keeps_its_users_busy_one_request_each():
     assert len({body["messages"][0]["content"] for body in server.bodies}) == 12
 
 
-async def test_closed_loop_starts_nothing_after_its_duration():
-    async with running(SseServer(token_interval_s=0.004)) as server:
-        result = await run_benchmark(workload(concurrency=2, duration_s=0.3), server.url, "tiny")
-    assert len(result.records) > 4
-    assert max(record.sent for record in result.records) < 0.5
-    assert result.duration == pytest.approx(max(record.done for record in result.records))
+async def test_closed_loop_starts_nothing_after_its_duration(clock):
+    async with running(SseServer(hold=asyncio.Event())) as server:
+        run = asyncio.create_task(run_benchmark(workload(concurrency=2, duration_s=0.3), server.url, "tiny"))
+        for sent, now in ((2, 0.1), (4, 0.29), (6, 0.3)):
+            await server.until(lambda sent=sent: len(server.bodies) == sent and server.in_flight == 2)
+            answered(server, clock, now)
+        result = await run
+    assert [record.sent for record in result.records] == [0, 0, 0.1, 0.1, 0.29, 0.29]
+    assert result.duration == 0.3
 
 
 async def test_open_loop_duration_is_rate_times_duration_requests():

@@ -1,10 +1,10 @@
 """Bad input and bad luck: one clear line, an exit code of its own, nothing left running."""
 
 import importlib.util
+import json
 import os
 import signal
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -12,20 +12,25 @@ import psutil
 import pytest
 
 from pdctl.errors import ExitCode
-from tests.e2e.conftest import Cli, serve
+from tests.e2e.e2e_harness import Cli, Serving, Topology, serve, until, wait_for_line
+from tests.e2e.wrapped_engine import FOREVER, wrapped_engine
 
-Topology = Callable[..., dict[str, object]]
 
-
-def fails(cli: Cli, topology: Path, code: ExitCode, *words: str) -> str:
-    """Check that `up` refuses a topology with this exit code and these words, and leaves nothing running."""
+def ends_with(cli: Cli, topology: Path, code: ExitCode, *words: str) -> str:
+    """Check that `up` ends with this exit code and says these words, and leaves nothing running."""
     up = cli("up", "-d", topology)
     said = " ".join(up.stderr.split())
     assert up.returncode == code, up.stdout + up.stderr
-    assert "Traceback" not in up.stderr
     for word in words:
         assert word in said, up.stderr
-    assert cli.processes() == []
+    cli.check_gone()
+    return said
+
+
+def fails(cli: Cli, topology: Path, code: ExitCode, *words: str) -> str:
+    """Check the same of what is foreseen, which is said without a traceback."""
+    said = ends_with(cli, topology, code, *words)
+    assert "Traceback" not in said
     return said
 
 
@@ -74,17 +79,24 @@ def test_truncated_model(cli: Cli, pair: Topology) -> None:
     fails(cli, cli.write(pair(model=str(cut))), ExitCode.PROCESS_DIED, "cut.gguf is truncated", "30,000,000")
 
 
-def test_engine_that_crashes_at_start(cli: Cli, pair: Topology) -> None:
+def test_engine_that_refuses_its_arguments(cli: Cli, pair: Topology) -> None:
     topology = pair(decode={"args": {"max-num-seqs": 0}})
     fails(cli, cli.write(topology), ExitCode.PROCESS_DIED, "decode-0", "max-num-seqs")
 
 
-def test_engine_killed_while_serving_detached(cli: Cli, pair: Topology) -> None:
+def test_engine_that_crashes_at_start(cli: Cli, pair: Topology) -> None:
+    """It listens by then, and crashes in its first step. Its last lines tell the cause, as nothing else could."""
+    action = "raise RuntimeError('the runner is broken')"
+    topology = pair(engine=wrapped_engine(cli.folder, "prefill", action))
+    words = ("prefill-0 exited with code 1", "before_step", "RuntimeError: the runner is broken")
+    ends_with(cli, cli.write(topology), ExitCode.PROCESS_DIED, *words)
+    logs = cli("logs", "--name", "pair", "prefill-0")
+    assert "listening on" in logs.stdout
+
+
+def test_idle_engine_killed(cli: Cli, pair: Topology) -> None:
     with serve(cli, pair()) as serving:
-        decode = next(process for process in serving.status["processes"] if process["role"] == "decode")
-        victim = psutil.Process(decode["pid"])
-        victim.kill()
-        victim.wait(10)
+        kill(serving, "decode-0")
         status = cli.status()
         assert status["state"] == "degraded"
         assert "decode-0" in status["reason"]
@@ -94,17 +106,49 @@ def test_engine_killed_while_serving_detached(cli: Cli, pair: Topology) -> None:
         assert "decode" in reply.json()["error"]["message"]
 
 
+def test_decode_killed_in_the_middle_of_an_answer(cli: Cli, pair: Topology) -> None:
+    """It stops short at the answer's 64th token, so it cannot have come to the end before it is killed."""
+    engine = wrapped_engine(cli.folder, "decode", f"if any(chunk.start >= 64 for chunk in batch.chunks): {FOREVER}")
+    with serve(cli, pair(engine=engine)) as serving:
+        body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{serving.url}/v1/completions", json=body, timeout=30) as reply:
+            lines = (line for line in reply.iter_lines() if line)
+            read = [next(lines)]
+            kill(serving, "decode-0")
+            with pytest.raises(httpx.RemoteProtocolError):  # to no client may the answer look complete
+                read.extend(lines)
+        first, *_, kind, last = read
+        assert json.loads(first.removeprefix("data: "))["choices"]
+        assert kind == "event: error"
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["type"], error["code"]) == ("server_error", "decode_failed")
+        assert "decode" in error["message"]
+        until(lambda: holds_nothing(serving), "prefill to let go of the request")
+
+
+def holds_nothing(serving: Serving) -> bool:
+    """Whether prefill has no request and all its blocks."""
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    return [serving.metric("prefill", f"pdctl:{name}") for name in names] == [0, 0, 0]
+
+
+def kill(serving: Serving, name: str) -> None:
+    victim = psutil.Process(serving.pid(name))
+    victim.kill()
+    victim.wait(10)
+
+
 def test_engine_killed_while_up_is_in_the_foreground(cli: Cli, pair: Topology) -> None:
     up = cli.spawn("up", cli.write(pair()))
-    assert up.stdout is not None
-    _read_until(up.stdout, "ready at")
+    wait_for_line(up, "ready at")
+    cli.note_memory()
     victim = next(p for p in cli.status()["processes"] if p["name"] == "prefill-0")
     os.kill(victim["pid"], signal.SIGKILL)
     _, stderr = up.communicate(timeout=60)
     assert up.returncode == ExitCode.PROCESS_DIED
     assert "prefill-0" in stderr
     assert "SIGKILL" in stderr
-    assert cli.processes() == []
+    cli.check_gone()
 
 
 def test_log_folder_that_cannot_be_written(cli: Cli, pair: Topology) -> None:
@@ -117,10 +161,3 @@ def test_log_folder_that_cannot_be_written(cli: Cli, pair: Topology) -> None:
         assert httpx.post(f"{serving.url}/v1/completions", json=body, timeout=30).status_code == 200
         decode = next(p for p in cli.status()["processes"] if p["name"] == "decode-0")
         assert "space" in decode["warning"]
-
-
-def _read_until(stream: object, words: str) -> None:
-    for line in stream:  # type: ignore[attr-defined]
-        if words in line:
-            return
-    pytest.fail(f"the output ended without {words!r}")

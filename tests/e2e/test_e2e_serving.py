@@ -1,14 +1,22 @@
 """The embedded default's shape, one prefill and one decode engine with SmolLM2, used as a client would."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import httpx
 import openai
+import pytest
 
-from tests.e2e.conftest import Serving
+from tests.e2e.e2e_harness import Cli, Serving, serve
 
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}
+
+
+@pytest.fixture(scope="module")
+def chat(module_cli: Cli) -> Iterator[Serving]:
+    """SmolLM2 with one prefill and one decode engine."""
+    with serve(module_cli, {"name": "chat", "prefill": 1, "decode": 1}) as serving:
+        yield serving
 
 
 def test_answers_with_paris(chat: Serving) -> None:
@@ -62,19 +70,6 @@ def test_decode_computes_no_prompt_token(chat: Serving) -> None:
     assert chat.metric("decode", f'{name}{{source="kv_transfer"}}') == before + usage["prompt_tokens"]
     assert chat.metric("decode", f'{name}{{source="local_compute"}}') == 0
     assert chat.metric("decode", 'pdctl:kv_transfer_bytes_total{direction="received"') > 0
-
-
-def test_many_at_once_equal_one_at_a_time(chat: Serving) -> None:
-    bodies = [{"prompt": f"Count from {i} to", "max_tokens": 8, "temperature": 0.8, "seed": i} for i in range(12)]
-
-    def text(body: dict[str, object]) -> str:
-        reply = httpx.post(f"{chat.url}/v1/completions", json=body, timeout=120)
-        assert reply.status_code == 200, reply.text
-        return reply.json()["choices"][0]["text"]
-
-    with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(text, bodies))
-    assert together == [text(body) for body in bodies]
 
 
 def test_too_long_a_prompt_is_a_clear_400(chat: Serving) -> None:

@@ -1,6 +1,8 @@
 """Registration, heartbeats, and health: who gets requests, and who stops getting them."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from router_mocks import MockEngine, Running, engine, hold, quick, running, split, until
@@ -114,7 +116,7 @@ async def test_registrations_at_once_make_one_instance():
 
 
 async def test_without_heartbeats_an_instance_is_removed_and_its_connections_are_closed():
-    async with engine() as mock, running(heartbeat_timeout=0.1) as at:
+    async with engine() as mock, running(heartbeat_timeout=1) as at:
         await at.admit("mixed", mock)
         pool = at.router.registry.instances[mock.key].pool
         assert pool.open
@@ -126,7 +128,7 @@ async def test_without_heartbeats_an_instance_is_removed_and_its_connections_are
 
 
 async def test_a_request_outlives_its_engines_registration():
-    async with engine(hold) as mock, running(heartbeat_timeout=0.1) as at:
+    async with engine(hold) as mock, running(heartbeat_timeout=1) as at:
         await at.admit("mixed", mock)
         pool = at.router.registry.instances[mock.key].pool
         request = asyncio.create_task(at.post())
@@ -137,33 +139,51 @@ async def test_a_request_outlives_its_engines_registration():
         await until(lambda: not pool.open, "its connection to be closed, not kept")
 
 
+class Ailing(MockEngine):
+    """Fails that many health checks in a row, from the one after its admission on."""
+
+    failing = 0
+
+    @property
+    def health_status(self) -> int:
+        return 500 if 1 < self.health_checks <= 1 + self.failing else 200
+
+    @health_status.setter
+    def health_status(self, value: int) -> None: ...
+
+
+@asynccontextmanager
+async def ailing(failing: int) -> AsyncIterator[Ailing]:
+    mock = Ailing()
+    mock.failing = failing
+    await mock.start()
+    try:
+        yield mock
+    finally:
+        await mock.stop()
+
+
 async def test_an_engine_that_turns_unhealthy_is_taken_out_after_the_second_failure_and_comes_back():
-    async with engine() as mock, running(limits=quick(probe_interval=0.05)) as at:
+    async with ailing(2) as mock, running(limits=quick(probe_interval=0.05)) as at:
         await at.admit("mixed", mock)
         instance = at.router.registry.instances[mock.key]
-        await until(lambda: mock.health_checks >= 3, "health checks")
-        mock.health_status = 500
-        await until(lambda: instance.failures == 1, "the first failure")
-        assert instance.live
         await until(lambda: not instance.live, "the second failure")
+        assert mock.health_checks == 1 + 2
         reason = (await at.http.get("/health")).json()["error"]["message"]
         assert reason == f"no mixed instance answers: {mock.url}: /health answers 500 (2 times in a row)"
         assert await numbers(at) == {"mixed": 0, "prefill": 0, "decode": 0}
-        mock.health_status = 200
         await at.admit("mixed", mock)
         assert instance.live
         assert at.router.registry.instances[mock.key] is instance
 
 
 async def test_a_single_failure_is_forgiven():
-    async with engine() as mock, running(limits=quick(probe_interval=0.05)) as at:
+    async with ailing(1) as mock, running(limits=quick(probe_interval=0.05)) as at:
         await at.admit("mixed", mock)
         instance = at.router.registry.instances[mock.key]
-        mock.health_status = 500
-        await until(lambda: instance.failures == 1, "a failure")
-        mock.health_status = 200
-        await until(lambda: instance.failures == 0, "a success")
-        assert instance.live
+        await until(lambda: mock.health_checks >= 4, "two checks after the failed one")
+        await until(lambda: instance.failures == 0, "their outcome")
+        assert instance.live  # and was all the time: only a heartbeat brings an engine back
 
 
 async def test_an_engine_that_vanishes_is_taken_out_by_the_first_check():

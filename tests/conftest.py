@@ -1,0 +1,5 @@
+from hypothesis import settings
+
+# How long an example may take says more about the machine than about the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
