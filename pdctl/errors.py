@@ -12,13 +12,14 @@ class ExitCode(IntEnum):
     USAGE = 2  # wrong command line
     TOPOLOGY = 3  # the topology or a profile is wrong
     PLAN = 4  # the hosts cannot carry the topology: taken port, missing GPU
-    PROCESS_DIED = 5  # a process of the deployment exited
+    PROCESS_DIED = 5  # a process of the deployment exited, or its agent
     TIMEOUT = 6  # a step did not finish in time
     NOT_FOUND = 7  # no such deployment or process
     VERIFY = 8  # everything runs, but a request did not get through a prefill x decode pair
     STATE = 9  # the state folder is locked, damaged or not writable
     BENCH_ERRORS = 10  # a benchmark's share of failed requests was over its limit
     LEFTOVERS = 11  # `down` could not end a process
+    DEGRADED = 12  # `up` found the deployment running, but not serving
     INTERRUPTED = 130  # Ctrl-C
 
 
@@ -66,6 +67,7 @@ class VerifyError(PdctlError):
     """A request did not get through a prefill x decode pair."""
 
     exit_code = ExitCode.VERIFY
+    processes: tuple[str, ...] = ()  # the pair
 
 
 class StateError(PdctlError):
@@ -78,3 +80,9 @@ class LeftoverError(PdctlError):
     """Processes of the deployment could not be ended."""
 
     exit_code = ExitCode.LEFTOVERS
+
+
+class DegradedError(PdctlError):
+    """The deployment runs already, but does not serve as it should."""
+
+    exit_code = ExitCode.DEGRADED

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -25,7 +25,8 @@ LoadName = Literal[
 
 # What a command or an environment value may hold, in braces; {port.<purpose>} besides.
 PLACEHOLDERS = ("python", "model", "role", "router", "host", "advertise_host", "gpus", "tp", "threads")
-_PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z-]+)?)\}")
+_PURPOSE = "[a-z0-9_-]+"
+_PLACEHOLDER = re.compile(rf"\{{([a-z_]+(?:\.{_PURPOSE})?)\}}")
 
 
 class _Section(BaseModel):
@@ -45,7 +46,8 @@ class RoleProfile(_Section):
 
     args: tuple[str, ...] = ()  # follow the command
     env: dict[str, str] = {}
-    ports: dict[str, Literal["reported", "chosen"]]  # by purpose: bound by the process, or picked by the plan
+    # By purpose: bound by the process, or picked by the plan.
+    ports: dict[Annotated[str, Field(pattern=f"^{_PURPOSE}$")], Literal["reported", "chosen"]]
 
     @field_validator("ports")
     @classmethod

@@ -126,6 +126,8 @@ class _Builder:
     def _name(self, node: yaml.Node, key: Key) -> str:
         if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str":
             return str(node.value)
+        if node.tag == "tag:yaml.org,2002:merge":
+            raise self._error(node, key, "merge keys (<<) are not supported: write the keys out")
         shown = repr(node.value) if isinstance(node, yaml.ScalarNode) else "of several parts"
         raise self._error(node, key, f"a key must be text, and {shown} is not: put it in quotes")
 

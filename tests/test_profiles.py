@@ -56,6 +56,14 @@ def test_no_such_profile_file():
             "roles.mixed.ports.api: expected one of 'reported' or 'chosen', ",
         ),
         ({"roles": {"mixed": {"ports": {}}}}, "roles.mixed.ports: must have api, the port of the HTTP API"),
+        (
+            {"command": ["run"], "roles": {"mixed": {"args": ["{port.rdma0}"], "ports": {"api": "reported"}}}},
+            "unknown placeholder {port.rdma0} of role mixed, did you mean 'port.api'?",
+        ),
+        (
+            {"roles": {"mixed": {"ports": {"api": "reported", "RDMA": "chosen"}}}},
+            "roles.mixed.ports.RDMA: must match ^[a-z0-9_-]+$, got text 'RDMA'",
+        ),
         ({"limits": {"max_tp": 0}}, "limits.max_tp: must be at least 1, got the number 0"),
         ({"readiness": {"timeout_s": 0}}, "readiness.timeout_s: must be more than 0, got the number 0"),
     ],
@@ -84,6 +92,12 @@ def test_load_names_are_those_of_the_status():
 def test_filling_leaves_other_braces_alone():
     template = '{model} {"kv": "{role}"} {} {Upper}'
     assert fill(template, {"model": "{role}", "role": "x"}) == '{role} {"kv": "x"} {} {Upper}'
+
+
+def test_a_port_of_any_purpose_is_filled(tmp_path: Path):
+    role = {"args": ["{port.rdma_0}"], "ports": {"api": "reported", "rdma_0": "chosen"}}
+    (argument,) = load_profile(write(tmp_path, command=["run"], roles={"mixed": role})).roles["mixed"].args
+    assert fill(argument, {"port.rdma_0": "7"}) == "7"
 
 
 def test_dollars_in_a_profile_stay(tmp_path: Path):

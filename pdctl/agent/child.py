@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Optional, Set
 
@@ -59,10 +60,11 @@ class Child:
         """SIGTERM to its process group. Only before it was reaped: until then the pid is its own."""
         if self.exit_code is not None:
             return
-        try:
-            os.killpg(self.pid, signal.SIGTERM)
-        except ProcessLookupError:  # still in the shim, without a group
-            os.kill(self.pid, signal.SIGTERM)
+        with suppress(PermissionError):  # all of it runs as another user: what still lives is told after the grace
+            try:
+                os.killpg(self.pid, signal.SIGTERM)
+            except ProcessLookupError:  # still in the shim, without a group
+                os.kill(self.pid, signal.SIGTERM)
 
     def ended(self, exit_code: int) -> None:
         """It was reaped: take what it wrote last."""

@@ -7,7 +7,6 @@ of the guardian (a subreaper), and is killed. When the guardian is killed, the k
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import sys
@@ -17,11 +16,13 @@ from pathlib import Path
 from typing import Callable, List
 
 from pdctl.agent.kill import kill_until_gone, own_descendants
+from pdctl.agent.lock import take_lock
 from pdctl.agent.paths import AgentError, prepare_folder, socket_path
 from pdctl.agent.procfs import Stat
 
 LISTENING = "listening"
 KILL_S = 30.0
+LOCK_S = 1.0  # for a sweep that is looking at the folder
 LOG_BYTES = 1024 * 1024  # of agent.log, which has a few lines for each start
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -105,26 +106,9 @@ def _reap_and_find() -> List[Stat]:
 
 
 def _hold_lock(folder: Path) -> None:
-    """Held by guardian and agent until both have ended. Processes they start do not inherit it."""
-    fd = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise AgentError(f"another agent serves {folder}") from None
-
-
-def wait_for_lock(folder: Path, timeout_s: float) -> bool:
-    """Whether guardian and agent have both ended within the time. Blocks."""
-    deadline = time.monotonic() + timeout_s
-    with open(folder / "agent.lock", "a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    return False
-                time.sleep(0.02)  # flock with a timeout does not exist
+    """Held by guardian and agent until both have ended: nobody closes it. Processes they start do not inherit it."""
+    if take_lock(folder, LOCK_S) is None:
+        raise AgentError(f"another agent serves {folder}")
 
 
 def _redirect(log: Path) -> None:

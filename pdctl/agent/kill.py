@@ -30,7 +30,8 @@ def send_signal(target: Identity, number: int) -> None:
     stat = read_stat(target.pid)
     if stat is None or stat.start != target.start:
         return
-    with contextlib.suppress(ProcessLookupError):  # it ended in between: what the caller wants
+    # It ended in between: what the caller wants. It runs as another user: the caller finds that it still lives.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(target.pid, number)
 
 

@@ -38,9 +38,13 @@ def socket_path(run_id: str) -> Path:
 
 def read_agent_file(folder: Path) -> Dict[str, Any]:
     """Who serves this folder: ``run_id``, ``pid``, ``guardian_pid``, ``socket``. FileNotFoundError when nobody does."""
-    content = json.loads((folder / "agent.json").read_text())
-    if not isinstance(content, dict) or "socket" not in content:
-        raise AgentError(f"{folder / 'agent.json'} is damaged: run `pdctl down`")
+    path = folder / "agent.json"
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("socket"), str):
+        raise AgentError(f"{path} is damaged: run `pdctl down`")
     return content
 
 

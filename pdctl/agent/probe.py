@@ -9,22 +9,25 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 _GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used")
-_NVIDIA_SMI_TIMEOUT_S = 10.0
+_USER_FIELDS = ("gpu_uuid", "pid", "process_name")
+NVIDIA_SMI_TIMEOUT_S = 10.0
 _LISTEN = "0A"  # the state in /proc/net/tcp
 
 
 def probe(folder: Path, ports: List[int]) -> Dict[str, Any]:
     """The inventory of this host, as pdctl/planning/inventory.py reads it. ``folder``: where the state will be."""
     holders = {port: _holder(port) for port in ports}
+    gpus, gpu_problem = _gpus()
     return {
         "hostname": socket.gethostname(),
         "address": _address(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "gpus": _gpus(),
+        "gpus": gpus,
+        "gpu_problem": gpu_problem,
         "taken_ports": {port: holder for port, holder in holders.items() if holder is not None},
         "python": sys.executable,
         "free_disk_bytes": shutil.disk_usage(_existing(folder)).free,
@@ -41,18 +44,23 @@ def _address() -> str:
         return str(probing.getsockname()[0])
 
 
-def _gpus() -> List[Dict[str, Any]]:
+def _gpus() -> Tuple[List[Dict[str, Any]], Optional[str]]:
+    """The GPUs, or none and why they are not known: most deployments can do without."""
     if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False)
-    if answer.returncode != 0:  # the tool is there, the driver is not
-        return []
-    return [_gpu(line) for line in answer.stdout.splitlines() if line.strip()]
+        return [], None
+    try:
+        gpus = [_gpu(line) for line in _ask_nvidia_smi("gpu", _GPU_FIELDS)]
+    except (OSError, ValueError) as error:
+        return [], f"nvidia-smi {error}"
+    users = _gpu_users() if any(gpu["memory_used_mb"] for gpu in gpus) else {}
+    return [{**gpu, "users": users.get(gpu["uuid"], [])} for gpu in gpus], None
 
 
 def _gpu(line: str) -> Dict[str, Any]:
-    index, uuid, name, total, used = (field.strip() for field in line.split(","))
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) != len(_GPU_FIELDS) or not fields[0].isdigit():
+        raise ValueError(f"wrote what is not understood: {line[:80]!r}")
+    index, uuid, name, total, used = fields
     return {
         "index": int(index),
         "uuid": uuid,
@@ -60,6 +68,35 @@ def _gpu(line: str) -> Dict[str, Any]:
         "memory_total_mb": _megabytes(total),
         "memory_used_mb": _megabytes(used),
     }
+
+
+def _gpu_users() -> Dict[str, List[str]]:
+    """The processes on each GPU, by its uuid; none where the tool does not tell."""
+    users: Dict[str, List[str]] = {}
+    try:
+        lines = _ask_nvidia_smi("compute-apps", _USER_FIELDS)
+    except (OSError, ValueError):
+        return users
+    for fields in (line.split(", ", 2) for line in lines):
+        if len(fields) == len(_USER_FIELDS):
+            users.setdefault(fields[0], []).append(f"pid {fields[1]} ({Path(fields[2]).name})")
+    return users
+
+
+def _ask_nvidia_smi(what: str, fields: Sequence[str]) -> List[str]:
+    """A line of fields for each; ValueError says why there are none."""
+    query = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(query, stdout=pipe, stderr=pipe, text=True, errors="replace")
+    try:
+        output, errors = process.communicate(timeout=NVIDIA_SMI_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: in a driver that hangs it does not end
+        raise ValueError(f"did not answer in {NVIDIA_SMI_TIMEOUT_S:g} s") from None
+    if process.returncode != 0:  # the tool is there, the driver is not
+        said = (output + errors).strip().splitlines() or [f"exit code {process.returncode}"]
+        raise ValueError(f"failed: {said[0]}")
+    return [line for line in output.splitlines() if line.strip()]
 
 
 def _megabytes(field: str) -> int:
@@ -95,9 +132,17 @@ def _listening_inodes(port: int) -> List[str]:
 
 def _holds(process: Path, sockets: "set[str]") -> bool:
     try:
-        return any(str(fd.readlink()) in sockets for fd in (process / "fd").iterdir())
+        fds = list((process / "fd").iterdir())
     except OSError:  # it ended, or belongs to another user
         return False
+    return any(_target(fd) in sockets for fd in fds)
+
+
+def _target(fd: Path) -> str:
+    try:
+        return str(fd.readlink())
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _name(process: Path) -> str:

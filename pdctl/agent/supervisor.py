@@ -162,7 +162,7 @@ class Supervisor:
         """For a sweep after guardian and agent were killed: a process may have overwritten its environment."""
         if identities == self._recorded:
             return
-        content = {"boot_id": boot_id(), "pids": sorted(identities)}
+        content = {"run_id": self._run_id, "boot_id": boot_id(), "pids": sorted(identities)}
         await asyncio.to_thread(write_json, self._folder / "pids.json", content)
         self._recorded = identities
 

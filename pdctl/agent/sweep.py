@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List
 
-from pdctl.agent.guardian import wait_for_lock
 from pdctl.agent.kill import kill_until_gone, run_processes
-from pdctl.agent.paths import AgentError, socket_path
+from pdctl.agent.lock import take_lock
+from pdctl.agent.paths import socket_path
 from pdctl.agent.procfs import Identity, Stat, boot_id, command_line
 
 KILL_S = 10.0
@@ -21,34 +22,44 @@ def sweep(folder: Path, run_id: str, wait_s: float, *, force: bool) -> Dict[str,
 
     If they do not, nothing is done unless ``force`` is set; then they are killed too. Returns ``killed`` and ``left``,
     both lists of ``{"pid", "command"}``, and ``agent_lives``. Blocks.
+
+    Meanwhile no other agent can begin in the folder: its files would be taken for those of this run.
     """
-    if not _has_ended(folder, wait_s) and not force:
+    if not folder.is_dir():  # no agent has come so far as to make it
+        return {**_kill(run_id, []), "agent_lives": False}
+    lock = take_lock(folder, wait_s)
+    if lock is None and not force:
         return {"killed": [], "left": [], "agent_lives": True}
-    find = partial(run_processes, run_id, recorded(folder))
+    result = _kill(run_id, recorded(folder, run_id))
+    lock = take_lock(folder, LOCK_S) if lock is None else lock
+    if lock is None:  # the agent is out of sight: the folder is shared with another machine
+        return {**result, "agent_lives": True}
+    if not result["left"]:
+        _remove_files(folder, run_id)
+    os.close(lock)
+    return {**result, "agent_lives": False}
+
+
+def _kill(run_id: str, known: List[Identity]) -> Dict[str, Any]:
+    find = partial(run_processes, run_id, known)
     killed = _describe(find())
-    left = _describe(kill_until_gone(find, KILL_S))
-    agent_lives = not _has_ended(folder, LOCK_S)  # out of sight: the folder is shared with another machine
-    if not left and not agent_lives:
-        socket_path(run_id).unlink(missing_ok=True)
-        for name in ("agent.json", "pids.json"):
-            (folder / name).unlink(missing_ok=True)
-    return {"killed": killed, "left": left, "agent_lives": agent_lives}
+    return {"killed": killed, "left": _describe(kill_until_gone(find, KILL_S))}
 
 
-def _has_ended(folder: Path, wait_s: float) -> bool:
-    return not folder.is_dir() or wait_for_lock(folder, wait_s)
-
-
-def recorded(folder: Path) -> List[Identity]:
-    """The processes that the agent noted last; none of another boot."""
+def recorded(folder: Path, run_id: str) -> List[Identity]:
+    """The processes that the run's agent noted last; none of another boot."""
     try:
         content = json.loads((folder / "pids.json").read_text())
         identities = [Identity(pid, start) for pid, start in content["pids"]]
-        return identities if content["boot_id"] == boot_id() else []
-    except FileNotFoundError:
+        return identities if (content["run_id"], content["boot_id"]) == (run_id, boot_id()) else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged by a crash of the machine: another boot
         return []
-    except (ValueError, KeyError, TypeError):
-        raise AgentError(f"{folder / 'pids.json'} is damaged: remove it") from None
+
+
+def _remove_files(folder: Path, run_id: str) -> None:
+    socket_path(run_id).unlink(missing_ok=True)
+    for name in ("agent.json", "pids.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _describe(stats: List[Stat]) -> List[Dict[str, Any]]:

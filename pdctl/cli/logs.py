@@ -12,6 +12,7 @@ from pdctl.dashboard.layout import process_colour
 from pdctl.dashboard.view_state import clean
 from pdctl.deployment.deployment import DEFAULT_TAIL, Deployment
 from pdctl.deployment.store import Store
+from pdctl.errors import ExitCode
 
 
 def logs(
@@ -24,7 +25,9 @@ def logs(
 ) -> None:
     """Show what a deployment's processes wrote since its last start, each line with its process in front."""
     deployment = Deployment.attach(Store().choose(name))
-    run_until_interrupted(_show(deployment, processes or (), follow, tail, Terminal()))
+    shown = run_until_interrupted(_show(deployment, processes or (), follow, tail, Terminal()))
+    if not shown and not follow:
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 async def _show(deployment: Deployment, processes: Sequence[str], follow: bool, tail: int, terminal: Terminal) -> None:

@@ -57,7 +57,7 @@ def _table(plan: "Plan") -> "Table":
     for process in plan.processes:
         ports = ", ".join(f"{purpose} {port or '(any free)'}" for purpose, port in process.ports.items())
         gpus = ", ".join(map(str, process.gpus)) or "-"
-        table.add_row(process.name, process.host, plan.hosts[process.host].address, ports, gpus)
+        table.add_row(process.name, process.host, process.address, ports, gpus)
     return table
 
 

@@ -12,6 +12,7 @@ from pdctl.dashboard.status_table import render_status
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.models import DeploymentStatus
 from pdctl.deployment.store import Store
+from pdctl.errors import ExitCode
 
 INTERVAL_S = 1.0
 
@@ -22,7 +23,9 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
 ) -> None:
     """Show the state and load of a deployment and of each of its processes."""
-    run_until_interrupted(_show(Deployment.attach(Store().choose(name)), json, watch, Terminal()))
+    shown = run_until_interrupted(_show(Deployment.attach(Store().choose(name)), json, watch, Terminal()))
+    if not shown and not watch:  # watching ends no other way
+        raise typer.Exit(ExitCode.INTERRUPTED)
 
 
 async def _show(deployment: Deployment, json: bool, watch: bool, terminal: Terminal) -> None:

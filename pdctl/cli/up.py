@@ -13,7 +13,7 @@ from pdctl.dashboard.run import run_dashboard
 from pdctl.deployment.apply import prepare
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import clear_way, hold, launch
-from pdctl.deployment.store import DeploymentFolder, Store
+from pdctl.deployment.store import Store
 from pdctl.errors import ExitCode
 from pdctl.planning.planner import make_plan
 from pdctl.planning.probing import probe_hosts
@@ -36,12 +36,8 @@ def up(
     """
     terminal = Terminal()
     launcher = _Launcher(load_topology(topology, name=name), timeout, terminal)
-    if run_until_interrupted(launcher.run(detach=detach)):
-        return
-    if not launcher.was_ready:
-        terminal.error("interrupted before the deployment was ready: nothing of it runs")
-        raise typer.Exit(ExitCode.INTERRUPTED)
-    terminal.success(f"{launcher.name} is down: nothing of it runs")
+    if not run_until_interrupted(launcher.run(detach=detach)):
+        launcher.say_interrupted()
 
 
 class _Launcher:
@@ -49,35 +45,49 @@ class _Launcher:
 
     def __init__(self, topology: Topology, timeout_s: float | None, terminal: Terminal) -> None:
         self.name = topology.name
-        self.was_ready = False
+        self._was_ready = False
         self._topology = topology
+        self._store = Store()
+        self._folder = self._store.folder(self.name)
         self._timeout_s = timeout_s
         self._terminal = terminal
 
     async def run(self, *, detach: bool) -> None:
         """Start it, unless it runs already; in the foreground, return when somebody else has stopped it."""
-        store = Store()
-        folder = store.folder(self.name)
         async with AsyncExitStack() as lock:
-            await lock.enter_async_context(folder.lock(wait_s=0))
-            running = await clear_way(folder)
+            await lock.enter_async_context(self._folder.lock(wait_s=0))
+            running = await clear_way(self._folder)
             if running is not None:
                 await self._say_already(running)
                 return
-            deployment = await self._prepare(store.root, folder)
+            deployment = await self._prepare()
             try:
                 await (self._serve_detached(deployment) if detach else self._serve_in_view(deployment, lock))
             finally:
                 await deployment.close()
 
+    def say_interrupted(self) -> None:
+        """Say what is left after an interruption, as it is recorded: it may have come at any moment."""
+        state = self._folder.read_state()
+        if state is not None and state.phase != "down":
+            self._terminal.error(
+                f"interrupted: {self.name} may still run: see `pdctl status --name {self.name}`, end it with"
+                f" `pdctl down --name {self.name}`"
+            )
+            raise typer.Exit(ExitCode.INTERRUPTED)
+        if not self._was_ready:
+            self._terminal.error("interrupted before the deployment was ready: nothing of it runs")
+            raise typer.Exit(ExitCode.INTERRUPTED)
+        self._terminal.success(f"{self.name} is down: nothing of it runs")
+
     async def _say_already(self, deployment: Deployment) -> None:
         self._terminal.info(f"{self.name} runs already, at {deployment.state.endpoint}: nothing was changed")
         await deployment.close()
 
-    async def _prepare(self, root: Path, folder: DeploymentFolder) -> Deployment:
+    async def _prepare(self) -> Deployment:
         profile = load_profile(self._topology.engine)
-        inventories = await probe_hosts(self._topology, profile, root)
-        return prepare(make_plan(self._topology, profile, inventories), folder)
+        inventories = await probe_hosts(self._topology, profile, self._store.root)
+        return prepare(make_plan(self._topology, profile, inventories), self._folder)
 
     async def _serve_detached(self, deployment: Deployment) -> None:
         await launch(deployment, timeout_s=self._timeout_s, report=self._terminal.info)
@@ -87,12 +97,13 @@ class _Launcher:
         self._terminal.print(f"curl {endpoint}/v1/chat/completions -H 'content-type: application/json' -d '{body}'")
 
     async def _serve_in_view(self, deployment: Deployment, lock: AsyncExitStack) -> None:
-        """Leaving the view ends the deployment as Ctrl-C does."""
-        view = asyncio.create_task(run_dashboard(deployment, self._terminal.console))
+        """Leaving the view ends the deployment as Ctrl-C does, but is no second Ctrl-C once that has begun."""
+        view = asyncio.create_task(run_dashboard(deployment, self._terminal.console, quit_label="stop and quit"))
         serving = cast("asyncio.Task[None]", asyncio.current_task())
 
         def on_quit(_: object) -> None:
-            serving.cancel()
+            if not serving.cancelling() and deployment.state.phase != "stopping":
+                serving.cancel()
 
         view.add_done_callback(on_quit)
         try:
@@ -108,9 +119,9 @@ class _Launcher:
 
     async def _serve(self, deployment: Deployment, lock: AsyncExitStack) -> None:
         await launch(deployment, timeout_s=self._timeout_s)
-        self.was_ready = True
-        await lock.aclose()  # from here on, `pdctl down` may stop it
+        self._was_ready = True
         if not self._terminal.is_interactive:
             self._terminal.success(f"{self.name} is ready at {deployment.state.endpoint}")
+        await lock.aclose()  # from here on, `pdctl down` may stop it
         await hold(deployment)
         self._terminal.info(f"{self.name} was stopped by another pdctl")

@@ -18,7 +18,7 @@ PROCESS_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", 
 MAX_NOTES = 4
 LOW = 16  # rows; below, logs and notes make place for the processes
 _LOCAL_PREFILL = "prompt tokens itself: their KV did not come from a prefill engine"
-_KEYS = (("1-9", "process"), ("/", "filter"), ("a", "all"), ("p", "pause"), ("q", "quit view"))
+_KEYS = (("1-9", "process"), ("/", "filter"), ("a", "all"), ("p", "pause"))
 
 
 class _Part(NamedTuple):
@@ -144,7 +144,7 @@ def _keys_line(state: ViewState) -> Text:
     if state.typing:
         return _line("enter: keep the filter   esc: drop it", "dim")
     line = _line("")
-    for key, meaning in _KEYS:
+    for key, meaning in (*_KEYS, ("q", state.quit_label)):
         line.append(key, "bold").append(f" {meaning}   ", "dim")
     return line
 

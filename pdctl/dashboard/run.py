@@ -20,14 +20,14 @@ FRAME_INTERVAL_S = 0.25
 LOG_TAIL = 500
 
 
-async def run_dashboard(source: Source, console: Console) -> None:
+async def run_dashboard(source: Source, console: Console, *, quit_label: str = "quit view") -> None:
     """Show the deployment until the user presses q, the terminal is gone, or this is cancelled (Ctrl-C).
 
-    On a terminal it is a live screen, elsewhere lines (where only cancelling ends it). What ``source`` raises is
-    raised, after the terminal is set back.
+    ``quit_label`` says what the caller makes of q. On a terminal it is a live screen, elsewhere lines (where only
+    cancelling ends it). What ``source`` raises is raised, after the terminal is set back.
     """
     if can_draw(console):
-        await _Screen(source, console).run()
+        await _Screen(source, console, quit_label).run()
     else:
         await run_plain(source, console, tail=LOG_TAIL)
 
@@ -42,10 +42,10 @@ def can_draw(console: Console) -> bool:
 class _Screen:
     """One dashboard on a terminal; all its parts run in one event loop."""
 
-    def __init__(self, source: Source, console: Console) -> None:
+    def __init__(self, source: Source, console: Console, quit_label: str) -> None:
         self._source = source
         self._console = console
-        self._state = ViewState()
+        self._state = ViewState(quit_label=quit_label)
         self._changed = True
         self._pressed = asyncio.Event()
 

@@ -23,6 +23,7 @@ _CONTROL = re.compile(
 class ViewState:
     """The state of one dashboard."""
 
+    quit_label: str = "quit view"  # what q does
     status: DeploymentStatus | None = None
     traffic: Traffic = field(default_factory=Traffic)
     logs: deque[LogLine] = field(default_factory=lambda: deque(maxlen=MAX_LOG_LINES))

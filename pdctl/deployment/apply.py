@@ -1,7 +1,8 @@
 """Applying a plan: agent, router, engines, one step after the other, until every pair has served a request."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import monotonic, time
 from typing import Any
 
@@ -12,12 +13,12 @@ from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.store import DeploymentFolder, ProcessId, State, new_run_id
 from pdctl.deployment.verify import Engine, pairs, verify
 from pdctl.deployment.watch import ProcessWatch
-from pdctl.errors import StepTimeoutError
+from pdctl.errors import PdctlError, StepTimeoutError, VerifyError
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, Plan, ProcessPlan
 
 TOKEN_FILE = "PDCTL_TOKEN_FILE"
 REGISTER_TIMEOUT_S = 30.0
-LOG_LINES = 20  # shown with a step that timed out
+LOG_LINES = 20  # of each process that was awaited in vain
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
 
@@ -40,6 +41,14 @@ async def apply(deployment: Deployment, *, timeout_s: float | None = None, repor
     """
     start = _Start(deployment, report)
     try:
+        await _within(timeout_s, start)
+    except (StepTimeoutError, VerifyError) as error:
+        error.detail = await start.last_lines()
+        raise
+
+
+async def _within(timeout_s: float | None, start: "_Start") -> None:
+    try:
         async with asyncio.timeout(timeout_s):
             await start.run()
     except TimeoutError:
@@ -51,6 +60,7 @@ class _Start:
 
     def __init__(self, deployment: Deployment, report: Report) -> None:
         self.waiting_for = "the agent"
+        self._awaited: Sequence[str] = ()  # the processes among what it waits for
         self._deployment = deployment
         self._plan = deployment.plan
         self._report = report
@@ -62,6 +72,15 @@ class _Start:
             await host.start_agent(self._deployment.folder.agent_folder(name), self._deployment.state.run_id)
         async with self._watch:
             await self._watch.unless_one_dies(self._steps())
+
+    async def last_lines(self) -> str:
+        """The end of the logs of the processes that it waited for."""
+        if not self._awaited:
+            return ""
+        with suppress(PdctlError):  # what was waited for is said in any case
+            lines = self._deployment.logs(self._awaited, tail=LOG_LINES)
+            return "\n".join([f"{line.process} | {line.text}" async for line in lines])
+        return ""
 
     async def _steps(self) -> None:
         await self._start_router()
@@ -100,44 +119,48 @@ class _Start:
             self._report(f"{engine.name} is ready after {monotonic() - started:.1f} s")
 
     async def _wait_ready(self, process: ProcessPlan, deadline: float) -> None:
-        self.waiting_for = f"{process.name} to become ready"
-        try:
-            if process.readiness.kind == "notify":
-                await self._wait_notice(process, deadline)
-            else:
-                await self._wait_http(process, deadline)
-        except StepTimeoutError as error:
-            error.detail = await self._last_lines(process.name)
-            raise
+        self._wait_for("become ready", process.name)
+        if process.readiness.kind == "notify":
+            await self._wait_notice(process, deadline)
+        else:
+            await self._wait_http(process, deadline)
+
+    def _wait_for(self, what: str, *processes: str) -> None:
+        self.waiting_for = f"{', '.join(processes)} to {what}"
+        self._awaited = processes
 
     async def _wait_notice(self, process: ProcessPlan, deadline: float) -> None:
         def is_ready(snapshot: Snapshot) -> bool:
             return snapshot.state == "ready"
 
-        await self._watch.until(process.name, is_ready, deadline - monotonic(), "become ready")
+        what = f"become ready within {process.readiness.timeout_s:g} s"
+        await self._watch.until(process.name, is_ready, deadline - monotonic(), what)
 
     async def _wait_http(self, process: ProcessPlan, deadline: float) -> None:
-        url = self._url(process) + process.readiness.path
-        while await self._get(url) is None:
+        while True:
+            url = self._known_url(process)  # a port that is reported comes late
+            if url is not None and await self._get(url + process.readiness.path) is not None:
+                return
             if monotonic() > deadline:
+                why = f"no 200 from {url}{process.readiness.path}" if url else "it did not say on which port it listens"
                 limit = process.readiness.timeout_s
-                raise StepTimeoutError(f"{process.name} did not become ready within {limit:g} s: no 200 from {url}")
+                raise StepTimeoutError(f"{process.name} did not become ready within {limit:g} s: {why}")
             await asyncio.sleep(_POLL_S)  # the process announces nothing
 
     async def _wait_registered(self) -> dict[str, list[Engine]]:
         """The engines of each role as the router knows them, once it knows all."""
-        self.waiting_for = "the engines to register at the router"
         deadline = monotonic() + REGISTER_TIMEOUT_S
+        self._wait_for("register at the router", *(engine.name for engine in self._plan.engines))
         while True:
             answer = await self._get(f"{self._endpoint}/registered")
             found, missing = self._match(answer.json() if answer is not None else {})
             if not missing:
                 self._report(f"{len(self._plan.engines)} engines registered at the router")
                 return found
+            self._wait_for("register at the router", *missing)
             if monotonic() > deadline:
-                detail = await self._last_lines(missing[0])
                 what = f"{', '.join(missing)} did not register at the router within {REGISTER_TIMEOUT_S:g} s"
-                raise StepTimeoutError(what, detail=detail)
+                raise StepTimeoutError(what)
             await asyncio.sleep(_POLL_S)  # the router tells only who asks
 
     def _match(self, registered: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, list[Engine]], list[str]]:
@@ -156,8 +179,13 @@ class _Start:
     async def _verify(self, engines: dict[str, list[Engine]]) -> None:
         all_pairs = list(pairs(engines))
         self.waiting_for = f"a request to go through {', '.join(map(str, all_pairs))}"
+        self._awaited = [process.name for process in self._plan.processes]
         token = self._deployment.folder.read_token()
-        await verify(self._deployment.http, self._endpoint, token, all_pairs)
+        try:
+            await verify(self._deployment.http, self._endpoint, token, all_pairs)
+        except VerifyError as error:
+            self._awaited = [self._plan.router.name, *error.processes]
+            raise
         self._report(f"a request went through {', '.join(map(str, all_pairs))}")
 
     async def _get(self, url: str) -> httpx.Response | None:
@@ -168,14 +196,14 @@ class _Start:
             return None
         return answer if answer.status_code == httpx.codes.OK else None
 
-    async def _last_lines(self, process: str) -> str:
-        return "\n".join([line.text async for line in self._deployment.logs([process], tail=LOG_LINES)])
-
     def _url(self, process: ProcessPlan) -> str:
-        url = self._deployment.url(process, self._watch.snapshots[process.name], "api")
+        url = self._known_url(process)
         if url is None:
             raise StepTimeoutError(f"{process.name} said that it is ready, but not on which port it listens")
         return url
+
+    def _known_url(self, process: ProcessPlan) -> str | None:
+        return self._deployment.url(process, self._watch.snapshots[process.name], "api")
 
     def _write_state(self, **changes: object) -> None:
         state = self._deployment.state

@@ -37,12 +37,13 @@ class Deployment:
         self.http = httpx.AsyncClient(trust_env=False)  # a proxy must not come between us and our own processes
         self._clients: dict[str, AgentClient] = {}
         self._ended: set[str] = set()  # hosts whose agent has ended and left nothing
+        self._left: dict[str, list[str]] = {}  # by host whose agent has ended: what could not be ended with it
 
     @classmethod
     def attach(cls, folder: DeploymentFolder) -> Self:
         """Find a deployment that was started before; raises NotFoundError where there was none."""
-        plan = folder.read_plan()
-        if plan is None or folder.read_state() is None:
+        state, plan = folder.read_state(), folder.read_plan()
+        if state is None or plan is None:
             raise NotFoundError(f"there is no deployment {folder.name!r}: start one with `pdctl up`")
         return cls(folder, plan)
 
@@ -62,13 +63,14 @@ class Deployment:
         owner_lives = state.phase != "verified" and state.owner.is_alive()
         answers = await asyncio.gather(*(self._snapshots(name, state, owner_lives) for name in self.hosts))
         missing = [name for name, answer in zip(self.hosts, answers, strict=True) if answer is None]
-        gone = [name for name in missing if name in self._ended]
-        silent = [name for name in missing if name not in self._ended]
+        left = [f"{process} on host {name}" for name in missing for process in self._left.get(name, ())]
+        gone = [name for name in missing if name in self._ended or self._left.get(name)]
+        silent = [name for name in missing if name not in gone]
         snapshots = {snapshot.name: snapshot for answer in answers for snapshot in answer or ()}
         loads = await asyncio.gather(*(self._load(process, snapshots) for process in self.plan.processes))
         by_process = {process.name: load for process, load in zip(self.plan.processes, loads, strict=True)}
         problem = await self._router_problem(state.endpoint)
-        return make_status(self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem))
+        return make_status(self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem, left))
 
     async def logs(
         self, processes: Sequence[str] = (), *, tail: int = DEFAULT_TAIL, follow: bool = False
@@ -111,7 +113,7 @@ class Deployment:
     def url(self, process: ProcessPlan, snapshot: Snapshot, purpose: str) -> str | None:
         """The URL of a process's port, once it is known."""
         port = port_of(process, snapshot, purpose)
-        return f"http://{self.plan.hosts[process.host].address}:{port}" if port else None
+        return f"http://{process.address}:{port}" if port else None
 
     def _is_starting(self) -> bool:
         state = self.state
@@ -133,7 +135,8 @@ class Deployment:
             if not owner_lives and host not in self._ended:
                 folder = self.folder.agent_folder(host)
                 sweep = await self.hosts[host].sweep(folder, state.run_id, SWEEP_WAIT_S, force=False)
-                self._ended |= set() if sweep.agent_lives else {host}
+                self._left[host] = sweep.left
+                self._ended |= set() if sweep.agent_lives or sweep.left else {host}
             return None
 
     async def _load(self, process: ProcessPlan, snapshots: dict[str, Snapshot]) -> Load:

@@ -18,6 +18,7 @@ class Findings(NamedTuple):
     snapshots: Mapping[str, Snapshot]  # by process
     loads: Mapping[str, Load]  # by process
     router_problem: str | None  # why the router's /health is not 200
+    left: Sequence[str] = ()  # what an agent left, and a sweep could not end
 
 
 class _Verdict(NamedTuple):
@@ -44,6 +45,8 @@ def _judge(plan: Plan, state: State, found: Findings) -> _Verdict:
         return _Verdict("down", state.reason)
     if state.phase == "starting" and found.owner_lives:
         return _Verdict("starting")
+    if found.left:
+        return _Verdict("degraded", f"could not end {', '.join(found.left)}: end it by hand, then `pdctl down`")
     if not found.agents_silent and all(snapshot.has_exited for snapshot in found.snapshots.values()):
         return _Verdict("down", _why_nothing_runs(plan, state, found))
     if state.phase == "stopping":
@@ -76,7 +79,7 @@ def _process_problem(plan: Plan, found: Findings) -> str | None:
         if snapshot is None:
             return f"{process.name} was not started"
         if snapshot.exit_code is not None:
-            return describe_exit(process.name, snapshot.exit_code)
+            return f"{describe_exit(process.name, snapshot.exit_code)}: see `pdctl logs {process.name}`"
     return None
 
 

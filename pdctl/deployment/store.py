@@ -182,18 +182,20 @@ class Store:
         return DeploymentFolder(self.root / name)
 
     def choose(self, name: str | None) -> DeploymentFolder:
-        """The deployment of that name; without one, the only one there is, else the default one."""
+        """The deployment of that name; without one, the only one that runs, else the only or default one of all."""
         known = self.names()
         if name is not None and name not in known:
             raise NotFoundError(f"there is no deployment {name!r} here, only: {', '.join(known) or 'none'}")
-        candidates = [name] if name is not None else self.running_names() or known
+        running = [] if name is not None else self.running_names()
+        candidates = [name] if name is not None else running or known
         if len(candidates) == 1:
             return self.folder(candidates[0])
         if not candidates:
             raise NotFoundError("there is no deployment here: start one with `pdctl up`")
-        if DEFAULT_NAME in candidates:
+        if DEFAULT_NAME in candidates and not running:
             return self.folder(DEFAULT_NAME)
-        raise NotFoundError(f"there are several deployments: choose one with --name: {', '.join(candidates)}")
+        several = "several deployments run" if running else "there are several deployments"
+        raise NotFoundError(f"{several}: choose one with --name: {', '.join(candidates)}")
 
     def names(self) -> list[str]:
         """The deployments that have been started here at some time."""
@@ -202,9 +204,15 @@ class Store:
         return sorted(path.parent.name for path in self.root.glob("*/state.json"))
 
     def running_names(self) -> list[str]:
-        """Those that have not been stopped."""
-        states = {name: self.folder(name).read_state() for name in self.names()}
-        return [name for name, state in states.items() if state is not None and state.phase != "down"]
+        """Those that have not been stopped. What cannot be read is passed over: it is said when that one is chosen."""
+        return [name for name in self.names() if self._runs(name)]
+
+    def _runs(self, name: str) -> bool:
+        try:
+            state = self.folder(name).read_state()
+        except StateError:
+            return False
+        return state is not None and state.phase != "down"
 
 
 @contextmanager

@@ -37,21 +37,6 @@ async def stop_deployment(
             await teardown(deployment, grace_s=grace_s, report=report)
 
 
-async def finish(deployment: Deployment, reason: str | None = None, *, report: Report = lambda text: None) -> None:
-    """Tear down, to its end: cancelling the caller does not stop it, only its patience with the processes.
-
-    The caller holds the folder's lock.
-    """
-    hurry = asyncio.Event()
-    task = asyncio.create_task(teardown(deployment, reason=reason, hurry=hurry, report=report))
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
-            break
-        hurry.set()
-    task.result()
-
-
 async def teardown(
     deployment: Deployment,
     *,
@@ -62,8 +47,8 @@ async def teardown(
 ) -> None:
     """Stop router, decode and prefill in this order, then the agents; raises LeftoverError if anything still lives.
 
-    ``grace_s`` replaces the plan's own; once ``hurry`` is set, everything is killed at once. ``reason``: why
-    it is down.
+    The caller holds the folder's lock. ``grace_s`` replaces the plan's own; once ``hurry`` is set, everything is
+    killed at once. ``reason``: why it is down.
     """
     folder, state = deployment.folder, deployment.state
     with suppress(StateError):  # a full disk must not keep it running
@@ -119,11 +104,11 @@ async def _stop_in_order(deployment: Deployment, grace_s: float | None, report: 
 
 
 async def _running(deployment: Deployment, host: str) -> list[str]:
-    """The processes that a host's agent has; none without an agent."""
+    """The processes that a host's agent has; none without an agent that can be spoken to."""
     try:
         client = await deployment.client(host)
         snapshots = await client.call("list", timeout_s=LIST_TIMEOUT_S)
-    except AgentGoneError:
+    except (AgentGoneError, AgentCallError):
         return []
     return [snapshot["name"] for snapshot in snapshots if snapshot["exit_code"] is None]
 

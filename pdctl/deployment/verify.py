@@ -29,8 +29,13 @@ class Pair(NamedTuple):
     prefill: Engine | None  # None: decode does both
     decode: Engine
 
+    @property
+    def processes(self) -> tuple[str, ...]:
+        """The names of its engines."""
+        return (self.prefill.name, self.decode.name) if self.prefill else (self.decode.name,)
+
     def __str__(self) -> str:
-        return f"{self.prefill.name} x {self.decode.name}" if self.prefill else self.decode.name
+        return " x ".join(self.processes)
 
 
 def pairs(engines: dict[str, list[Engine]]) -> Iterator[Pair]:
@@ -48,7 +53,11 @@ async def verify(client: httpx.AsyncClient, endpoint: str, token: str, all_pairs
 
     async def one(pair: Pair) -> None:
         async with turn:
-            await _verify_pair(client, endpoint, token, pair)
+            try:
+                await _verify_pair(client, endpoint, token, pair)
+            except VerifyError as error:
+                error.processes = pair.processes
+                raise
 
     tasks = [asyncio.create_task(one(pair)) for pair in all_pairs]
     try:

@@ -61,14 +61,14 @@ class ProcessWatch:
         await self.unless_one_dies(_never())
 
     async def until(self, name: str, condition: Callable[[Snapshot], bool], timeout_s: float, what: str) -> Snapshot:
-        """Wait until the condition holds for a process; the timeout's error says ``what`` was waited for."""
+        """Wait until the condition holds for a process; the timeout's error says ``what`` it did not do."""
         try:
             async with asyncio.timeout(timeout_s):
                 while (snapshot := self.snapshots.get(name)) is None or not condition(snapshot):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            raise StepTimeoutError(f"{name} did not {what} within {timeout_s:g} s{self._progress(name)}") from None
+            raise StepTimeoutError(f"{name} did not {what}{self._progress(name)}") from None
         return snapshot
 
     async def _receive(self, client: AgentClient) -> None:

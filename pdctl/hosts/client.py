@@ -4,8 +4,8 @@ import asyncio
 from itertools import count
 from typing import Any
 
-from pdctl.agent.protocol import Message, ProtocolError, encode, read_message
-from pdctl.errors import PdctlError
+from pdctl.agent.protocol import VERSION, Message, ProtocolError, encode, read_message
+from pdctl.errors import ExitCode, PdctlError
 
 CALL_TIMEOUT_S = 30.0
 _MAX_EVENTS = 4  # waiting to be taken, each of at most the agent's own bound; beyond them, that bound applies
@@ -13,6 +13,8 @@ _MAX_EVENTS = 4  # waiting to be taken, each of at most the agent's own bound; b
 
 class AgentGoneError(PdctlError):
     """No agent answers."""
+
+    exit_code = ExitCode.PROCESS_DIED
 
 
 class AgentCallError(PdctlError):
@@ -39,6 +41,19 @@ class AgentClient:
     def is_closed(self) -> bool:
         """Whether the connection has ended."""
         return self._receiver.done()
+
+    async def greet(self, timeout_s: float) -> None:
+        """Raise AgentCallError, and close the connection, unless the agent speaks our version of the protocol."""
+        try:
+            version = (await self.call("hello", timeout_s=timeout_s))["version"]
+            if version != VERSION:
+                raise AgentCallError(
+                    f"host {self._host}: its agent speaks version {version} of the protocol, this pdctl {VERSION}: use"
+                    " the pdctl that started the deployment, or end it with `pdctl down`"
+                )
+        except BaseException:
+            await self.close()
+            raise
 
     async def call(self, method: str, *, timeout_s: float = CALL_TIMEOUT_S, **params: object) -> Any:  # noqa: ANN401
         """Call a method; raises AgentCallError when it fails and AgentGoneError when the agent does not answer."""

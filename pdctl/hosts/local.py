@@ -54,8 +54,10 @@ class LocalHost:
         except TimeoutError:
             raise AgentGoneError(f"the agent on host {self.name} accepts no connection") from None
         except AgentError as error:
-            raise HostError(str(error)) from None
-        return AgentClient(self.name, reader, writer)
+            raise AgentGoneError(f"no agent can be reached on host {self.name}: {error}") from None
+        client = AgentClient(self.name, reader, writer)
+        await client.greet(CONNECT_TIMEOUT_S)
+        return client
 
     async def read_logs(self, folder: Path, processes: Sequence[str], tail: int) -> list[RecordedLine]:
         """See Host."""

@@ -1,5 +1,6 @@
 """One engine's process: its command line, environment and ports, from the profile's templates."""
 
+import re
 from collections import Counter
 
 from pdctl.errors import PlanError
@@ -9,6 +10,7 @@ from pdctl.profiles import EngineRole, Profile, fill
 from pdctl.topology.models import Argument, EngineGroup, Topology
 
 CHOSEN_PORTS = range(20000, 20512)  # below those that Linux gives out by itself
+_NUMBER = re.compile(r"-[0-9.]+(e[-+]?[0-9]+)?")  # a value, although it begins as a flag does
 
 
 class EnginePlanner:
@@ -46,6 +48,7 @@ class EnginePlanner:
             name=f"{role}-{number}",
             role=role,
             host=group.host,
+            address=self._hosts[group.host].address,
             argv=tuple(with_args(argv, group.args)),
             env={**env, **group.env},
             ports=ports,
@@ -91,11 +94,12 @@ def with_args(argv: list[str], args: dict[str, Argument]) -> list[str]:
 
 
 def _without(argv: list[str], flag: str) -> list[str]:
+    """Drop the flag and the values that follow it."""
     kept, dropping = [], False
     for token in argv:
-        if token.startswith("--"):
-            dropping = token == flag or token.startswith(f"{flag}=")
-        if not dropping:
+        if token.startswith("-") and not _NUMBER.fullmatch(token):
+            dropping = token == flag
+        if not dropping and not token.startswith(f"{flag}="):
             kept.append(token)
     return kept
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from pdctl.errors import PlanError
-from pdctl.planning.inventory import Inventory
+from pdctl.planning.inventory import Gpu, Inventory
 from pdctl.profiles import EngineRole, Profile
 from pdctl.topology.models import EngineGroup, Topology
 
@@ -35,7 +35,7 @@ def assign_gpus(
 def _free_gpus(topology: Topology, inventories: dict[str, Inventory]) -> dict[str, Iterator[int]]:
     asked = {(group.host, gpu) for _, _, group in topology.groups() for gpu in group.gpus or ()}
     return {
-        host: iter([gpu.index for gpu in inventory.gpus if (host, gpu.index) not in asked])
+        host: iter([gpu.index for gpu in inventory.gpus if gpu.is_free and (host, gpu.index) not in asked])
         for host, inventory in inventories.items()
     }
 
@@ -59,4 +59,14 @@ def _check_found(key: str, group: EngineGroup, gpus: list[int], profile: Profile
 
 
 def _present(inventory: Inventory) -> str:
-    return ", ".join(f"{gpu.index} ({gpu.name})" for gpu in inventory.gpus) or "none"
+    """What the host has, for an error: with what keeps it from being used."""
+    if inventory.gpu_problem:
+        return f"none that is known of: {inventory.gpu_problem}"
+    return ", ".join(f"{gpu.index} ({gpu.name}{_use(gpu)})" for gpu in inventory.gpus) or "none"
+
+
+def _use(gpu: Gpu) -> str:
+    if gpu.is_free:
+        return ""
+    by = f" by {', '.join(gpu.users)}" if gpu.users else ""
+    return f", {gpu.memory_used_mb} MB in use{by}"

@@ -31,6 +31,7 @@ class ProcessPlan(BaseModel):
     name: str  # "router", "prefill-0", "decode-1"
     role: Role
     host: str
+    address: str = "127.0.0.1"  # at which clients and the other processes reach it
     argv: tuple[str, ...]
     env: dict[str, str] = {}  # added to the agent's environment
     ports: dict[str, int] = {}  # by purpose; 0: the process binds a free one and reports it
@@ -56,7 +57,3 @@ class Plan(BaseModel):
     def processes(self) -> tuple[ProcessPlan, ...]:
         """The router first, then the engines."""
         return (self.router, *self.engines)
-
-    def with_role(self, role: Role) -> tuple[ProcessPlan, ...]:
-        """The processes of one role."""
-        return tuple(process for process in self.processes if process.role == role)

@@ -6,11 +6,10 @@ from pdctl.planning.gpus import assign_gpus
 from pdctl.planning.inventory import Inventory
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan
 from pdctl.profiles import Profile, Readiness
-from pdctl.topology.models import Topology
+from pdctl.topology.models import EVERY_ADDRESS, Topology
 
 ROUTER_METRICS = {"requests": "pdctl_router_requests_total", "running": "pdctl_router_requests_in_flight"}
 _LOOPBACK = "127.0.0.1"
-_EVERY_ADDRESS = ("0.0.0.0", "::")
 
 
 def make_plan(topology: Topology, profile: Profile, inventories: dict[str, Inventory]) -> Plan:
@@ -69,9 +68,6 @@ def _plan_hosts(topology: Topology, inventories: dict[str, Inventory]) -> dict[s
 def _plan_host(topology: Topology, name: str, inventory: Inventory, *, alone: bool) -> HostPlan:
     host = topology.hosts[name]
     address = host.address or (_LOOPBACK if alone and host.ssh is None else inventory.address)
-    bind = topology.router.bind
-    if name == topology.router.host and bind and bind not in _EVERY_ADDRESS:
-        address = bind
     return HostPlan(name=name, ssh=host.ssh, python=host.python, address=address)
 
 
@@ -94,6 +90,7 @@ def _plan_router(topology: Topology, hosts: dict[str, HostPlan], inventories: di
         name="router",
         role="router",
         host=router.host,
+        address=_router_host(topology, hosts),
         argv=tuple(argv),
         ports={"api": router.port},
         readiness=Readiness(kind="notify", timeout_s=30),
@@ -103,5 +100,11 @@ def _plan_router(topology: Topology, hosts: dict[str, HostPlan], inventories: di
 
 
 def _router_address(topology: Topology, hosts: dict[str, HostPlan]) -> str:
-    router = topology.router
-    return f"{hosts[router.host].address}:{router.port}" if router.port else ROUTER_PLACEHOLDER
+    port = topology.router.port
+    return f"{_router_host(topology, hosts)}:{port}" if port else ROUTER_PLACEHOLDER
+
+
+def _router_host(topology: Topology, hosts: dict[str, HostPlan]) -> str:
+    """The address at which the router is reached. Where it listens is its own affair: engines stay on their host's."""
+    bind = topology.router.bind
+    return bind if bind and bind not in EVERY_ADDRESS else hosts[topology.router.host].address

@@ -46,7 +46,7 @@ decode:                       # generates answers
 
 def write_starter(file: str, name: str, profile: Profile, inventory: Inventory) -> str:
     """Return the text of a topology of prefill and decode engines that share what the machine has."""
-    gpus = [gpu.index for gpu in inventory.gpus] if profile.gpus != "none" else []
+    gpus = [gpu.index for gpu in inventory.gpus if gpu.is_free] if profile.gpus != "none" else []
     half = len(gpus) // 2
     return _TEMPLATE.format(
         file=file,
@@ -54,7 +54,7 @@ def write_starter(file: str, name: str, profile: Profile, inventory: Inventory) 
         hostname=inventory.hostname,
         cpus=inventory.cpus,
         memory=round(inventory.memory_bytes / 2**30),
-        gpus=", ".join(f"{gpu.index} ({gpu.name})" for gpu in inventory.gpus) or "none",
+        gpus=", ".join(f"{gpu.index} ({gpu.name})" for gpu in inventory.gpus) or inventory.gpu_problem or "none",
         model=DEFAULT_MODEL,
         engine=profile.name,
         port=next((port for port in PORTS if port not in inventory.taken_ports), 0),

@@ -1,6 +1,7 @@
 """Loads a topology file; everything wrong in it is said with file, line and key."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def _read(path: Path) -> Topology:
     topology = validate(Topology, document)
     topology = topology.model_copy(
         update={
-            "model": _located(topology.model, path.parent, (".gguf",)),
-            "engine": _located(topology.engine, path.parent, (".yaml", ".yml")),
+            "model": _located(topology.model, path.parent, (".gguf",), Path.exists),
+            "engine": _located(topology.engine, path.parent, (".yaml", ".yml"), Path.is_file),
         }
     )
     problems = [*find_problems(topology), *_missing_model(topology)]
@@ -41,13 +42,13 @@ def _read(path: Path) -> Topology:
     return topology
 
 
-def _located(value: str, folder: Path, suffixes: tuple[str, ...]) -> str:
+def _located(value: str, folder: Path, suffixes: tuple[str, ...], exists: Callable[[Path], bool]) -> str:
     """Make what is, or looks like, a path absolute; leave names and hub ids."""
     if value.startswith("~"):
         return str(Path(value).expanduser())
     path = (folder / value).absolute()
     looks_like_path = value.startswith(("./", "../", "/")) or value.endswith(suffixes)
-    return os.path.normpath(path) if looks_like_path or path.exists() else value
+    return os.path.normpath(path) if looks_like_path or exists(path) else value
 
 
 def _missing_model(topology: Topology) -> list[Problem]:

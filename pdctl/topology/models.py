@@ -11,6 +11,7 @@ from pdctl.validation import describe
 
 HERE = "here"  # what this machine is called where the topology gives it no other name
 DEFAULT_MODEL = "smollm2-135m-instruct"
+EVERY_ADDRESS = ("0.0.0.0", "::")  # what a process that listens on all of a host's addresses binds
 ROLES: tuple[EngineRole, ...] = ("prefill", "decode", "mixed")
 
 Scalar = bool | int | float | str
@@ -71,12 +72,19 @@ def _host(value: object) -> object:
     return value
 
 
+def _address(value: str) -> str:
+    if ":" in value and value not in EVERY_ADDRESS:
+        raise ValueError(f"expected an IPv4 address or a host's name, without a port, got {describe(value)}")
+    return value
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
 
 WholeNumber = Annotated[int, BeforeValidator(_whole)]
 SafeName = Annotated[str, AfterValidator(safe_name), WithJsonSchema({"type": "string", "pattern": f"^{_SAFE_NAME}$"})]
+Address = Annotated[str, Field(min_length=1), AfterValidator(_address)]
 Flag = Annotated[str, BeforeValidator(_flag)]
 Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
 
@@ -97,9 +105,8 @@ class Host(_Section):
         description="The Python interpreter that runs the processes there. Default: the one that runs pdctl.",
         examples=["/opt/serving/bin/python"],
     )
-    address: str | None = Field(
+    address: Address | None = Field(
         default=None,
-        min_length=1,
         description="The address at which the other hosts reach this one. Default: what the host itself reports.",
         examples=["10.0.0.5"],
     )
@@ -114,11 +121,10 @@ class Router(_Section):
     host: str = Field(
         default=HERE, description="The host that runs the router: a name under `hosts`.", examples=["here"]
     )
-    bind: str | None = Field(
+    bind: Address | None = Field(
         default=None,
-        min_length=1,
-        description="The address to listen on. Default: loopback where everything runs on this machine, else the "
-        "router's host's own address.",
+        description="The address on which the router listens. Default: loopback where everything runs on this "
+        "machine, else the router's host's own address.",
         examples=["0.0.0.0"],
     )
     prefill_policy: PrefillPolicy = Field(

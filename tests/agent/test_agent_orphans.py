@@ -10,6 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pdctl.agent import guardian
+from pdctl.agent import lock as lock_module
+from pdctl.agent import sweep as sweep_module
+from pdctl.agent.lock import take_lock
+from pdctl.agent.procfs import boot_id
 from tests.agent.agent_harness import ESCAPING, Agent, Events, all_escaped, eventually, is_alive, living, python
 
 WAIT = "\nimport time; time.sleep(1000)"
@@ -121,21 +126,66 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
     process.wait()
 
 
-def record(agent: Agent, boot: str, pid: int, start: int) -> None:
+def record(agent: Agent, pid: int, **changes: object) -> None:
     agent.folder.mkdir()
-    (agent.folder / "pids.json").write_text(json.dumps({"boot_id": boot, "pids": [[pid, start]]}))
+    start = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+    content = {"run_id": agent.run_id, "boot_id": boot_id(), "pids": [[pid, start]]} | changes
+    (agent.folder / "pids.json").write_text(json.dumps(content))
 
 
-def test_pids_of_another_boot_mean_nothing(idle_agent: Agent, bystander: subprocess.Popen[bytes]) -> None:
-    start = int(Path(f"/proc/{bystander.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
-    record(idle_agent, "another", bystander.pid, start)
+def test_what_was_recorded_is_ended(idle_agent: Agent, bystander: subprocess.Popen[bytes]) -> None:
+    record(idle_agent, bystander.pid)
+    assert [process["pid"] for process in idle_agent.sweep()["killed"]] == [bystander.pid]
+    assert bystander.wait(20) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("changes", [{"boot_id": "another"}, {"run_id": "another"}])
+def test_pids_of_another_boot_or_run_mean_nothing(
+    idle_agent: Agent, bystander: subprocess.Popen[bytes], changes: dict[str, object]
+) -> None:
+    record(idle_agent, bystander.pid, **changes)
     assert idle_agent.sweep()["killed"] == []
+    assert bystander.poll() is None
 
 
 def test_a_pid_that_is_used_again_is_not_killed(idle_agent: Agent, bystander: subprocess.Popen[bytes]) -> None:
-    record(idle_agent, Path("/proc/sys/kernel/random/boot_id").read_text().strip(), bystander.pid, 1)
+    record(idle_agent, bystander.pid, pids=[[bystander.pid, 1]])
     assert idle_agent.sweep()["killed"] == []
     assert bystander.poll() is None
+
+
+def test_a_damaged_record_does_not_keep_a_sweep_from_its_end(idle_agent: Agent) -> None:
+    idle_agent.folder.mkdir()
+    (idle_agent.folder / "pids.json").touch()
+    assert idle_agent.sweep() == {"killed": [], "left": [], "agent_lives": False}
+    assert not (idle_agent.folder / "pids.json").exists()
+
+
+def test_no_agent_begins_in_a_folder_that_is_being_swept(
+    idle_agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would be taken for those of the run that is swept."""
+    removed: list[bool] = []
+
+    def remove(folder: Path, run_id: str) -> None:
+        removed.append(take_lock(folder, 0) is None)
+
+    idle_agent.folder.mkdir()
+    monkeypatch.setattr(sweep_module, "_remove_files", remove)
+    sweep_module.sweep(idle_agent.folder, idle_agent.run_id, 0, force=False)
+    assert removed == [True]
+    lock = take_lock(idle_agent.folder, 0)
+    assert lock is not None
+    os.close(lock)
+
+
+def test_an_agent_waits_for_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = take_lock(tmp_path, 0)
+    assert held is not None
+    monkeypatch.setattr(lock_module.time, "sleep", lambda _: os.close(held))  # the sweep ends as it is waited for
+    guardian._hold_lock(tmp_path)
+    monkeypatch.undo()
+    assert take_lock(tmp_path, 0) is None
 
 
 @pytest.mark.parametrize("who", ["guardian", "agent"])

@@ -14,7 +14,7 @@ from tests.agent.agent_harness import eventually
 
 SOURCES = sorted(Path(pdctl.agent.__file__).parent.glob("*.py"))
 LIFE = """
-import asyncio, json, sys
+import asyncio, json, sys, time
 from pdctl.agent.protocol import encode, read_message
 
 async def main(path):
@@ -25,9 +25,10 @@ async def main(path):
         assert "result" in answer, answer
         return answer["result"]
     await call("start", name="p", argv=["sh", "-c", "echo up; sleep 1000"], env={})
-    await asyncio.sleep(1.2)  # past a sample
-    (process,) = await call("list")
-    assert process["memory_bytes"] > 0, process
+    end = time.monotonic() + 20
+    while not (await call("list"))[0]["memory_bytes"]:
+        assert time.monotonic() < end, "no sample was taken"
+        await asyncio.sleep(0.05)
     assert (await call("stop", name="p"))["exit_code"] == -15
     assert [line[2] for line in (await call("logs"))["lines"]] == ["up"]
     await call("shutdown")
@@ -46,14 +47,21 @@ def test_standard_library_only(path: Path) -> None:
             assert name.split(".")[0] in sys.stdlib_module_names or name.startswith("pdctl.agent"), name
 
 
-def _works(python: str | None) -> bool:
-    return python is not None and subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
+def _python(version: str) -> str | None:
+    """An interpreter of that version: on the PATH, or among those that pyenv keeps."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [shutil.which(f"python{version}"), *map(str, sorted(pyenv.glob(f"{version}.*/bin/python")))]
+    return next((python for python in found if python and _works(python)), None)
+
+
+def _works(python: str) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("version", ["3.9", "3.10", "3.12", "3.13"])
 def test_a_whole_life_under_another_python(version: str, tmp_path: Path) -> None:
-    python = shutil.which(f"python{version}")
-    if python is None or not _works(python):
+    python = _python(version)
+    if python is None:
         pytest.skip(f"python{version} is not installed")
     folder = tmp_path / "agent"
     environment = os.environ | {

@@ -2,21 +2,38 @@
 
 import os
 import socket
-import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pdctl.agent import probe as probe_module
 from pdctl.agent.probe import probe
 from pdctl.planning.inventory import Inventory
 
 SMI = """#!/bin/sh
-cat <<END
-0, GPU-aaa, NVIDIA H200, 143771, 12
-1, GPU-bbb, NVIDIA GB10, [N/A], [N/A]
-END
+case "$1" in
+--query-gpu=*)
+    echo "0, GPU-aaa, NVIDIA H200, 143771, 12"
+    echo "1, GPU-bbb, NVIDIA GB10, [N/A], [N/A]";;
+*)
+    echo "GPU-aaa, 77, /usr/bin/python3, with a comma"
+    echo "GPU-aaa, 78, [Not Found]";;
+esac
 """
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a script in the tool's place."""
+
+    def install(script: str) -> None:
+        (tmp_path / "nvidia-smi").write_text(script)
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    return install
 
 
 def test_the_inventory_is_what_the_planner_reads(tmp_path: Path) -> None:
@@ -42,20 +59,51 @@ def test_a_taken_port_has_its_holder(tmp_path: Path, address: str) -> None:
         }
 
 
-def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(SMI)
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def test_a_file_that_is_closed_meanwhile_hides_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readlink = Path.readlink
+
+    def vanishing(path: Path) -> Path:
+        target = readlink(path)
+        if not str(target).startswith("socket:"):
+            raise FileNotFoundError
+        return target
+
+    monkeypatch.setattr(Path, "readlink", vanishing)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"pid {os.getpid()} (" in probe(tmp_path, [port])["taken_ports"][port]
+
+
+def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, nvidia_smi: Callable[[str], None]) -> None:
+    nvidia_smi(SMI)
     first, second = Inventory.model_validate(probe(tmp_path, [])).gpus
     assert (first.index, first.uuid, first.name) == (0, "GPU-aaa", "NVIDIA H200")
     assert (first.memory_total_mb, first.memory_used_mb) == (143771, 12)
     assert second.memory_total_mb == 0
+    assert first.users == ("pid 77 (python3, with a comma)", "pid 78 ([Not Found])")
+    assert second.users == ()
 
 
-def test_no_gpus_where_the_tool_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'driver not loaded' >&2; exit 9\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert probe(tmp_path, [])["gpus"] == []
+@pytest.mark.parametrize(
+    ("script", "problem"),
+    [
+        ("echo 'driver not loaded' >&2; exit 9", "nvidia-smi failed: driver not loaded"),
+        ("exit 9", "nvidia-smi failed: exit code 9"),
+        ("echo No devices were found", "nvidia-smi wrote what is not understood: 'No devices were found'"),
+        ("echo x, GPU-a, H200, 1, 1", "nvidia-smi wrote what is not understood: 'x, GPU-a, H200, 1, 1'"),
+        ("exec sleep 1000", "nvidia-smi did not answer in 0.5 s"),
+    ],
+)
+def test_a_tool_that_fails_is_no_gpu_and_a_reason(
+    tmp_path: Path, nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str, problem: str
+) -> None:
+    monkeypatch.setattr(probe_module, "NVIDIA_SMI_TIMEOUT_S", 0.5)
+    nvidia_smi(f"#!/bin/sh\n{script}\n")
+    inventory = Inventory.model_validate(probe(tmp_path, []))
+    assert (inventory.gpus, inventory.gpu_problem) == ((), problem)
+
+
+def test_gpus_whose_users_are_not_told(tmp_path: Path, nvidia_smi: Callable[[str], None]) -> None:
+    nvidia_smi("#!/bin/sh\ncase $1 in --query-gpu*) echo 0, GPU-a, H200, 9, 9;; *) exit 1;; esac\n")
+    (gpu,) = Inventory.model_validate(probe(tmp_path, [])).gpus
+    assert (gpu.memory_used_mb, gpu.users) == (9, ())

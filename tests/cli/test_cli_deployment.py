@@ -1,5 +1,7 @@
 """up, status, logs and down, from the outside."""
 
+import fcntl
+import json
 import os
 import pty
 import signal
@@ -88,6 +90,53 @@ def test_interrupt_while_starting(cli: Cli, runtime: Path) -> None:  # noqa: F81
     assert living(runtime) == []
 
 
+def test_interrupt_of_a_start_that_changes_nothing(cli: Cli) -> None:
+    """It finds a deployment that runs, whose agent takes its time."""
+    path = cli.topology()
+    assert cli("up", "-d", path).returncode == 0
+    state = cli.folder / "state" / "d"
+    agent = json.loads((state / "hosts" / "here" / "agent.json").read_text())["pid"]
+    os.kill(agent, signal.SIGSTOP)
+    with cli.spawn("up", path) as up:
+        eventually(lambda: is_locked(state / "lock"), "the lock")
+        up.send_signal(signal.SIGINT)
+        _, err = up.communicate(timeout=30)
+    os.kill(agent, signal.SIGCONT)
+    assert up.returncode == ExitCode.INTERRUPTED
+    assert err.startswith("error: interrupted: d may still run: see `pdctl status --name d`, end it with `pdctl down")
+    assert cli.status()["state"] == "ready"
+    assert cli("down").returncode == 0
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_interrupt_of_a_look_that_would_end_by_itself(cli: Cli) -> None:
+    assert cli("up", "-d", cli.topology()).returncode == 0
+    agent = json.loads((cli.folder / "state" / "d" / "hosts" / "here" / "agent.json").read_text())["pid"]
+    os.kill(agent, signal.SIGSTOP)
+    with cli.spawn("status") as status:
+        eventually(lambda: handles_sigint(status.pid), "its handler")
+        status.send_signal(signal.SIGINT)
+        status.communicate(timeout=30)
+    os.kill(agent, signal.SIGCONT)
+    assert status.returncode == ExitCode.INTERRUPTED
+    assert cli("down").returncode == 0
+
+
+def handles_sigint(pid: int) -> bool:
+    """Whether the event loop's handlers are set: those for SIGTERM too, which Python does not handle by itself."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt"))
+    return bool(caught & 1 << signal.SIGTERM - 1)
+
+
 def test_a_second_interrupt_kills(cli: Cli, runtime: Path) -> None:  # noqa: F811
     with cli.spawn("up", cli.topology("--ignore-term")) as up:
         read_until(up, "d is ready at")
@@ -145,8 +194,8 @@ def test_up_of_a_degraded_deployment(cli: Cli) -> None:
     eventually(lambda: not is_alive(decode), "the engine's end")
     assert cli.status()["state"] == "degraded"
     again = cli("up", "-d", cli.topology())
-    assert again.returncode == ExitCode.STATE
-    assert "d' runs, but is degraded (decode-0 was killed by SIGKILL)" in again.stderr
+    assert again.returncode == ExitCode.DEGRADED
+    assert "d' runs, but is degraded: decode-0 was killed by SIGKILL: see `pdctl logs decode-0`; stop" in again.stderr
     assert cli("down").returncode == 0
 
 
@@ -163,12 +212,13 @@ def test_two_ups_of_one_name_at_once(cli: Cli) -> None:
 
 
 def test_two_names_side_by_side(cli: Cli) -> None:
-    ups = [cli.spawn("up", "-d", cli.topology(name=name)) for name in ("one", "two")]
+    ups = [cli.spawn("up", "-d", cli.topology(name=name)) for name in ("default", "two")]
     assert [(up.communicate(timeout=60), up.returncode)[1] for up in ups] == [0, 0]
-    ambiguous = cli("status")
-    assert ambiguous.returncode == ExitCode.NOT_FOUND
-    assert "choose one with --name: one, two" in ambiguous.stderr
-    assert cli("down", "--name", "one").returncode == 0
+    for command in ("status", "down"):
+        ambiguous = cli(command)
+        assert ambiguous.returncode == ExitCode.NOT_FOUND
+        assert ambiguous.stderr == "error: several deployments run: choose one with --name: default, two\n"
+    assert cli("down", "--name", "default").returncode == 0
     assert cli.status()["name"] == "two"  # the only one that runs
     assert cli.status("--name", "two")["state"] == "ready"
     assert cli("down").returncode == 0

@@ -31,7 +31,7 @@ async def main() -> str:
     source.states_end = quiet = sys.argv[2:] == ["quiet"]
     ticking = asyncio.create_task(asyncio.Event().wait() if quiet else tick(source))
     try:
-        await run_dashboard(source, Console())
+        await run_dashboard(source, Console(), quit_label="end the test")
         return "returned"
     except StateError as error:
         return f"raised {error}"

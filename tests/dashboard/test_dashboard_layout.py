@@ -58,6 +58,13 @@ def test_every_size_is_filled_exactly_and_never_exceeded(width, height, count, n
     assert rows[0].startswith("chat") or width < 5
 
 
+@pytest.mark.parametrize("label", ["quit view", "stop and quit"])
+def test_what_q_does_is_the_callers_to_say(label):
+    state = ViewState(quit_label=label)
+    state.set_status(deployment(), 0.0)
+    assert shown(state)[-1].rstrip().endswith(f"q {label}")
+
+
 def test_before_the_first_status_there_is_a_word():
     state = ViewState()
     state.add_log(line("early"))

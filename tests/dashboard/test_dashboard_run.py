@@ -113,6 +113,7 @@ def test_screen_shows_processes_and_follows_logs_and_q_ends_it(child, outcome):
     assert frame[0].startswith("chat  ready  http://127.0.0.1:8000")
     assert frame[3].split()[:2] == ["2", "prefill-0"]
     assert len(frame) == 24
+    assert frame[-1].endswith("q end the test")
     child.until(lambda: any("tick 10 " in row for row in child.frame()))
     child.press("q")
     assert child.to_end()

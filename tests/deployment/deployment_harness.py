@@ -1,11 +1,19 @@
 """Plans whose processes are small scripts, and a look at /proc that does not go through the code under test."""
 
+import asyncio
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 
+from pdctl.deployment.apply import Report, prepare
+from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.launch import launch
+from pdctl.deployment.store import DeploymentFolder
+from pdctl.deployment.teardown import stop_deployment
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan, Readiness, Role
 
 FAKE = Path(__file__).with_name("fake_process.py")
@@ -67,3 +75,33 @@ def is_alive(pid: int | None) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@asynccontextmanager
+async def started(
+    folder: DeploymentFolder, plan: Plan, report: Report = lambda text: None
+) -> AsyncIterator[Deployment]:
+    deployment = None
+    try:
+        async with folder.lock(0):
+            deployment = prepare(plan, folder)
+            await launch(deployment, report=report)
+        yield deployment
+    finally:
+        if deployment is not None:
+            await stop_deployment(deployment)
+            await deployment.close()
+
+
+async def state_of(deployment: Deployment, name: str, state: str) -> int:
+    """Wait for a process's state, which nobody announces to a reader of the status; its pid."""
+    async with asyncio.timeout(20):
+        while True:
+            for process in (await deployment.status()).processes:
+                if (process.name, process.state) == (name, state):
+                    return process.pid or 0
+            await asyncio.sleep(0.02)
+
+
+def kill_agent(folder: DeploymentFolder) -> None:
+    psutil.Process(json.loads((folder.agent_folder("here") / "agent.json").read_text())["pid"]).kill()

@@ -2,40 +2,19 @@
 
 import asyncio
 import contextlib
-import json
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import psutil
 import pytest
 
 from pdctl.deployment import apply as apply_module
-from pdctl.deployment.apply import Report, prepare
-from pdctl.deployment.deployment import Deployment
-from pdctl.deployment.launch import clear_way, hold, launch
+from pdctl.deployment.apply import prepare
+from pdctl.deployment.launch import clear_way, launch
 from pdctl.deployment.store import DeploymentFolder
-from pdctl.deployment.teardown import stop_deployment
-from pdctl.errors import PdctlError, ProcessDiedError, StateError, StepTimeoutError, VerifyError
+from pdctl.errors import DegradedError, ExitCode, PdctlError, ProcessDiedError, StepTimeoutError, VerifyError
 from pdctl.hosts.client import AgentGoneError
 from pdctl.planning.plan import Plan, Readiness
-from tests.deployment.deployment_harness import is_alive, living, make_plan, process
-
-
-@asynccontextmanager
-async def started(
-    folder: DeploymentFolder, plan: Plan, report: Report = lambda text: None
-) -> AsyncIterator[Deployment]:
-    deployment = None
-    try:
-        async with folder.lock(0):
-            deployment = prepare(plan, folder)
-            await launch(deployment, report=report)
-        yield deployment
-    finally:
-        if deployment is not None:
-            await stop_deployment(deployment)
-            await deployment.close()
+from tests.deployment.deployment_harness import is_alive, kill_agent, living, make_plan, process, started, state_of
 
 
 async def fails(folder: DeploymentFolder, plan: Plan, error: type[PdctlError], *words: str) -> PdctlError:
@@ -108,25 +87,34 @@ async def test_a_process_that_does_not_become_ready(folder: DeploymentFolder) ->
     error = await fails(
         folder, plan, StepTimeoutError, "decode-0 did not become ready within", "loading weights, 1 of 4"
     )
-    assert "decode begins" in error.detail
+    assert "within 1.5 s" in str(error)
+    assert error.detail == "decode-0 | decode begins"
 
 
 async def test_the_whole_start_has_a_limit(folder: DeploymentFolder) -> None:
     deployment = prepare(make_plan(options={"prefill-0": ["--never-ready"]}), folder)
-    with pytest.raises(StepTimeoutError, match="not ready within 2 s: it was waiting for prefill-0 to become ready"):
+    what = "not ready within 2 s: it was waiting for prefill-0 to become ready"
+    with pytest.raises(StepTimeoutError, match=what) as caught:
         await launch(deployment, timeout_s=2)
+    assert caught.value.detail == "prefill-0 | prefill begins"
     await deployment.close()
 
 
 async def test_an_engine_that_does_not_register(folder: DeploymentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apply_module, "REGISTER_TIMEOUT_S", 0.5)
     plan = make_plan(options={"prefill-0": ["--never-register"]})
-    await fails(folder, plan, StepTimeoutError, "prefill-0 did not register at the router within 0.5 s")
+    error = await fails(folder, plan, StepTimeoutError, "prefill-0 did not register at the router within 0.5 s")
+    assert error.detail == "prefill-0 | prefill begins"
 
 
 async def test_a_request_that_is_not_served(folder: DeploymentFolder) -> None:
-    plan = make_plan(options={"router": ["--answer", "500"]})
-    await fails(folder, plan, VerifyError, "a request through prefill-0 x decode-0", "500", "no luck today")
+    """The lines of the pair are shown, and the router's."""
+    plan = make_plan(prefill=2, options={"router": ["--answer", "500"]})
+    error = await fails(folder, plan, VerifyError, "a request through prefill-", " x decode-0", "500", "no luck today")
+    asked = str(error).split(" ")[3]
+    lines = error.detail.splitlines()
+    assert {"router | router begins", f"{asked} | prefill begins", "decode-0 | decode begins"} <= set(lines)
+    assert {line.split(" | ")[0] for line in lines} == {"router", asked, "decode-0"}
 
 
 async def test_readiness_by_http(folder: DeploymentFolder) -> None:
@@ -141,6 +129,34 @@ async def test_readiness_by_http(folder: DeploymentFolder) -> None:
         assert (status.state, decode.state, decode.port) == ("ready", "ready", port)
 
 
+async def test_readiness_by_http_at_a_port_that_is_reported(folder: DeploymentFolder) -> None:
+    """The process says which port it has only once it listens."""
+    plan = make_plan()
+    decode = process("decode-0", "decode", readiness=Readiness(kind="http", timeout_s=20))
+    async with started(folder, plan.model_copy(update={"engines": (plan.engines[0], decode)})) as deployment:
+        assert (await deployment.status()).state == "ready"
+
+
+async def test_readiness_by_http_without_a_port(folder: DeploymentFolder) -> None:
+    plan = make_plan()
+    silent = process("decode-0", "decode", ["--no-notice"], readiness=Readiness(kind="http", timeout_s=1))
+    plan = plan.model_copy(update={"engines": (plan.engines[0], silent)})
+    what = "decode-0 did not become ready within 1 s: it did not say on which port it listens"
+    error = await fails(folder, plan, StepTimeoutError, what)
+    assert error.detail == "decode-0 | decode begins"
+
+
+async def test_an_agent_that_dies_while_starting(folder: DeploymentFolder) -> None:
+    deployment = prepare(make_plan(options={"decode-0": ["--never-ready"]}), folder)
+    start = asyncio.create_task(launch(deployment))
+    await state_of(deployment, "prefill-0", "ready")
+    kill_agent(folder)
+    with pytest.raises(AgentGoneError) as caught:
+        await start
+    assert caught.value.exit_code == ExitCode.PROCESS_DIED
+    await deployment.close()
+
+
 async def test_an_interrupted_start_leaves_nothing(folder: DeploymentFolder) -> None:
     deployment = prepare(make_plan(options={"decode-0": ["--never-ready"]}), folder)
     start = asyncio.create_task(launch(deployment))
@@ -151,53 +167,6 @@ async def test_an_interrupted_start_leaves_nothing(folder: DeploymentFolder) -> 
     status = await deployment.status()
     assert (status.state, status.reason) == ("down", "it was interrupted")
     await deployment.close()
-
-
-async def test_a_second_interruption_kills_at_once(folder: DeploymentFolder) -> None:
-    plan = make_plan(options={"decode-0": ["--ignore-term"]})
-    stubborn = plan.engines[1].model_copy(update={"stop_grace_s": 1000})
-    deployment = prepare(plan.model_copy(update={"engines": (plan.engines[0], stubborn)}), folder)
-    await launch(deployment)
-    holding = asyncio.create_task(hold(deployment))
-    await asyncio.sleep(0)
-    holding.cancel()
-    await state_of(deployment, "decode-0", "stopping")
-    holding.cancel()
-    async with asyncio.timeout(20):
-        with pytest.raises(asyncio.CancelledError):
-            await holding
-    assert (await deployment.status()).state == "down"
-    await deployment.close()
-
-
-async def test_a_death_while_held_stops_everything(folder: DeploymentFolder) -> None:
-    async with started(folder, make_plan()) as deployment:
-        holding = asyncio.create_task(hold(deployment))
-        psutil.Process(await state_of(deployment, "prefill-0", "ready")).kill()
-        with pytest.raises(ProcessDiedError, match="prefill-0 was killed by SIGKILL") as caught:
-            await holding
-        assert "prefill begins" in caught.value.detail
-        assert living(folder.path.parents[1] / "run") == []
-        assert (await deployment.status()).reason == "prefill-0 was killed by SIGKILL"
-
-
-async def test_an_agent_that_dies_while_held(folder: DeploymentFolder) -> None:
-    async with started(folder, make_plan()) as deployment:
-        holding = asyncio.create_task(hold(deployment))
-        await asyncio.sleep(0)
-        psutil.Process(json.loads((folder.agent_folder("here") / "agent.json").read_text())["pid"]).kill()
-        with pytest.raises(AgentGoneError, match="the agent on host here has ended"):
-            await holding
-        assert living(folder.path.parents[1] / "run") == []
-
-
-async def test_what_is_held_can_be_stopped_by_another(folder: DeploymentFolder) -> None:
-    async with started(folder, make_plan()) as deployment:
-        holding = asyncio.create_task(hold(deployment))
-        other = Deployment.attach(folder)
-        await stop_deployment(other)
-        await other.close()
-        await asyncio.wait_for(holding, 20)
 
 
 async def test_a_running_deployment_is_found(folder: DeploymentFolder) -> None:
@@ -215,8 +184,10 @@ async def test_a_degraded_deployment_is_left_to_its_user(folder: DeploymentFolde
     async with started(folder, make_plan()) as deployment:
         psutil.Process(await state_of(deployment, "decode-0", "ready")).kill()
         await state_of(deployment, "decode-0", "exited")
-        with pytest.raises(StateError, match=r"decode-0 was killed by SIGKILL.*pdctl down --name d"):
+        words = r"is degraded: decode-0 was killed by SIGKILL: see `pdctl logs decode-0`; stop .*pdctl down --name d"
+        with pytest.raises(DegradedError, match=words) as caught:
             await clear_way(folder)
+        assert caught.value.exit_code == ExitCode.DEGRADED
         assert is_alive(await state_of(deployment, "prefill-0", "ready"))
 
 
@@ -227,13 +198,3 @@ async def test_what_is_left_of_a_dead_one_is_cleared_away(folder: DeploymentFold
                 dying.kill()
         assert await clear_way(folder) is None
         assert (await deployment.status()).state == "down"
-
-
-async def state_of(deployment: Deployment, name: str, state: str) -> int:
-    """Wait for a process's state, which nobody announces to a reader of the status; its pid."""
-    async with asyncio.timeout(20):
-        while True:
-            for process in (await deployment.status()).processes:
-                if (process.name, process.state) == (name, state):
-                    return process.pid or 0
-            await asyncio.sleep(0.02)

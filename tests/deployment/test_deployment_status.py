@@ -43,10 +43,17 @@ def exited(name: str, code: int) -> dict[str, Snapshot]:
     [
         ("verified", findings(), "ready", None),
         ("verified", findings(router_problem="503"), "degraded", "503"),
-        ("verified", findings(snapshots=exited("decode-0", 1)), "degraded", "decode-0 exited with code 1"),
+        (
+            *("verified", findings(snapshots=exited("decode-0", 1)), "degraded"),
+            "decode-0 exited with code 1: see `pdctl logs decode-0`",
+        ),
         ("verified", findings(snapshots=exited("router", -9)), "degraded", "router was killed by SIGKILL"),
         ("verified", findings(snapshots={}, agents_gone=["here"]), "down", "the agent on host here has ended"),
         ("verified", findings(snapshots={}, agents_silent=["here"]), "degraded", "here lives, but does not answer"),
+        (
+            *("verified", findings(snapshots={}, agents_gone=["here"], left=["pid 7 (x) on host here"]), "degraded"),
+            "could not end pid 7 (x) on host here: end it by hand, then `pdctl down`",
+        ),
         ("starting", findings(owner_lives=True), "starting", None),
         ("starting", findings(owner_lives=True, snapshots={}, agents_gone=["here"]), "starting", None),
         ("starting", findings(), "degraded", "the pdctl that was starting it has ended"),
@@ -185,6 +192,7 @@ async def test_an_agent_that_hangs_and_then_is_killed_with_its_guardian(
 ) -> None:
     """A look at it is enough to end what they left; but while the agent only hangs, nothing is touched."""
     monkeypatch.setattr("pdctl.deployment.deployment.LIST_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pdctl.hosts.local.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("pdctl.deployment.deployment.SWEEP_WAIT_S", 1.0)
     with launcher() as process:
         read_until(process, "serving")

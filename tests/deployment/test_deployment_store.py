@@ -143,4 +143,19 @@ def test_choosing_among_several(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="--name: a, b"):
         store.choose(None)
     known(store, "default")
-    assert store.choose(None).name == "default"
+    with pytest.raises(NotFoundError, match=r"several deployments run: .*--name: a, b, default"):
+        store.choose(None)
+    for name in ("a", "b", "default"):
+        store.folder(name).write_state(state("down"))
+    assert store.choose(None).name == "default"  # whose logs can be read
+
+
+def test_one_that_cannot_be_read_hides_no_other(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    known(store, "a")
+    known(store, "b", "down")
+    known(store, "default")
+    (store.folder("default").path / "state.json").write_text("{")
+    assert store.choose(None).name == "a"
+    with pytest.raises(StateError, match="damaged"):
+        store.choose("default").read_state()

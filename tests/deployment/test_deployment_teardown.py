@@ -15,8 +15,10 @@ from pdctl.deployment.launch import launch
 from pdctl.deployment.store import DeploymentFolder
 from pdctl.deployment.teardown import stop_deployment
 from pdctl.errors import LeftoverError
+from pdctl.hosts.client import AgentCallError
 from pdctl.hosts.host import Sweep
 from pdctl.hosts.local import LocalHost
+from tests.agent.agent_harness import eventually
 from tests.deployment.deployment_harness import living, make_plan
 
 
@@ -65,6 +67,30 @@ async def test_when_the_agent_is_dead(deployment: Deployment, runtime: Path) -> 
     assert living(runtime) == []
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+async def test_when_the_agents_description_is_damaged(deployment: Deployment, runtime: Path, content: str) -> None:
+    (deployment.folder.agent_folder("here") / "agent.json").write_text(content)
+    other = Deployment.attach(deployment.folder)
+    assert (await other.status()).reason == "the agent on host here lives, but does not answer"
+    await stop_deployment(other)
+    await other.close()
+    assert living(runtime) == []
+
+
+async def test_when_the_agent_is_of_another_version(
+    deployment: Deployment, runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deployment.close()
+    with monkeypatch.context() as context:
+        context.setattr("pdctl.hosts.client.VERSION", 2)
+        with pytest.raises(AgentCallError, match=r"version 1 .*or end it with `pdctl down`"):
+            await Deployment.attach(deployment.folder).status()
+        other = Deployment.attach(deployment.folder)
+        await stop_deployment(other)
+        await other.close()
+    assert living(runtime) == []
+
+
 async def test_when_agent_and_guardian_are_dead(deployment: Deployment, runtime: Path) -> None:
     agent, guardian = agent_pids(deployment.folder)
     for pid in (guardian, agent):
@@ -76,6 +102,7 @@ async def test_when_agent_and_guardian_are_dead(deployment: Deployment, runtime:
 async def test_when_the_agent_hangs(deployment: Deployment, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LIST_TIMEOUT_S", "KILL_MARGIN_S", "AGENT_END_S"):
         monkeypatch.setattr(f"pdctl.deployment.teardown.{name}", 0.2)
+    monkeypatch.setattr("pdctl.hosts.local.CONNECT_TIMEOUT_S", 0.2)
     os.kill(agent_pids(deployment.folder)[0], signal.SIGSTOP)
     await stop_deployment(deployment)
     assert living(runtime) == []
@@ -97,8 +124,15 @@ async def test_what_cannot_be_ended_is_named(deployment: Deployment, monkeypatch
         context.setattr(LocalHost, "sweep", sweep)
         with pytest.raises(LeftoverError, match=r"could not end pid 7 \(stuck\) on host here"):
             await stop_deployment(deployment)
-        assert (await deployment.status()).state == "down"  # truthfully: nothing that it knows of runs
-        assert deployment.state.phase == "stopping"  # so that `down` looks again
+        eventually(lambda: not (deployment.folder.agent_folder("here") / "agent.json").exists(), "the agent's end")
+        state = deployment.state
+        assert state.phase == "stopping"  # so that `down` looks again
+        ended = state.owner.model_copy(update={"start": 0})
+        deployment.folder.write_state(state.model_copy(update={"owner": ended}))
+        for _ in range(2):
+            status = await deployment.status()
+            assert status.state == "degraded"
+            assert status.reason == "could not end pid 7 (stuck) on host here: end it by hand, then `pdctl down`"
     await stop_deployment(deployment)
     assert deployment.state.phase == "down"
 

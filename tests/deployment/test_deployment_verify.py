@@ -62,8 +62,9 @@ async def test_a_wrong_answer(response: httpx.Response, words: str) -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         return response
 
-    with pytest.raises(VerifyError, match=words):
+    with pytest.raises(VerifyError, match=words) as caught:
         await ask(answer, PAIR)
+    assert caught.value.processes == ("prefill-0", "decode-0")
 
 
 async def test_no_connection() -> None:

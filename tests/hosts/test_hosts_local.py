@@ -1,14 +1,17 @@
 """This machine as a host: its agent's commands, run as processes."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 
 from pdctl.agent.logs import Line, RotatingLog, log_path
 from pdctl.agent.paths import prepare_folder
+from pdctl.agent.protocol import VERSION, encode, read_message
 from pdctl.errors import PlanError, StepTimeoutError
 from pdctl.hosts import local
+from pdctl.hosts.client import AgentCallError, AgentGoneError
 from pdctl.hosts.host import Host
 from pdctl.hosts.local import HostError, LocalHost
 from pdctl.hosts.open import open_host
@@ -45,6 +48,26 @@ async def test_a_folder_named_like_us_is_not_imported(
     (tmp_path / "pdctl" / "__init__.py").write_text("raise SystemExit('the wrong one')")
     monkeypatch.chdir(tmp_path)
     assert await host.read_logs(tmp_path, [], 10) == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"socket": 5}'])
+async def test_a_damaged_description_is_no_agent(host: Host, tmp_path: Path, content: str) -> None:
+    (tmp_path / "agent.json").write_text(content)
+    with pytest.raises(AgentGoneError, match=r"host here: .*agent\.json is damaged: run `pdctl down`"):
+        await host.connect(tmp_path)
+
+
+async def test_an_agent_of_another_version_is_refused(host: Host, tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (request := await read_message(reader)) is not None:
+            writer.write(encode({"id": request["id"], "result": {"version": VERSION + 1}}))
+        writer.close()
+
+    path = str(tmp_path / "agent.sock")
+    (tmp_path / "agent.json").write_text(json.dumps({"socket": path}))
+    async with await asyncio.start_unix_server(answer, path):
+        with pytest.raises(AgentCallError, match=rf"host here: .* version {VERSION + 1} .* `pdctl down`"):
+            await host.connect(tmp_path)
 
 
 async def test_what_goes_wrong_is_one_line(host: Host, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_router_port_is_filled_in_later_where_it_is_any():
 
 def test_groups_of_a_role_are_numbered_through():
     plan = plan_of(topology_of(prefill=[{"replicas": 2}, {"args": {"x": 1}}]))
-    assert [engine.name for engine in plan.with_role("prefill")] == ["prefill-0", "prefill-1", "prefill-2"]
+    assert [engine.name for engine in plan.engines] == ["prefill-0", "prefill-1", "prefill-2", "decode-0"]
 
 
 @pytest.mark.parametrize(("cpus", "threads"), [(1, "1"), (3, "1"), (4, "1"), (8, "2"), (11, "2")])
@@ -103,7 +103,7 @@ def test_engines_share_the_processors_of_their_host(cpus: int, threads: str):
 def test_the_users_flags_and_variables_come_first():
     args = {"threads": 7, "dtype": "float32", "no-prefix-caching": True, "router": False, "list": [1, "b"], "low": -1}
     plan = plan_of(topology_of(decode={"args": args, "env": {"OMP_NUM_THREADS": "7", "A": "b"}}))
-    (decode,) = plan.with_role("decode")
+    decode = plan.engines[1]
     ending = ("--threads", "7", "--dtype", "float32", "--no-prefix-caching", "--list", "1,b", "--low=-1")
     assert decode.argv[-len(ending) :] == ending
     assert decode.argv.count("--threads") == 1
@@ -131,9 +131,13 @@ def test_a_deployment_on_several_hosts_uses_their_addresses():
 
 @pytest.mark.parametrize(("bind", "engines_use"), [("0.0.0.0", "127.0.0.1:8000"), ("192.168.1.5", "192.168.1.5:8000")])
 def test_where_the_router_listens(bind: str, engines_use: str):
+    """That it is open to other machines opens no engine."""
     plan = plan_of(topology_of(router={"bind": bind}))
     assert option(plan.router, "--host") == bind
     assert option(plan.engines[0], "--router") == engines_use
+    assert f"{plan.router.address}:8000" == engines_use
+    for engine in plan.engines:
+        assert (option(engine, "--host"), option(engine, "--advertise-host"), engine.address) == ("127.0.0.1",) * 3
 
 
 def test_only_hosts_that_run_something_are_looked_at():
@@ -181,6 +185,25 @@ def test_too_few_gpus():
         "decode[0]: engine 'builtin' needs 2 free GPU(s) on host 'here' (replicas 2 x tp 1), 1 left: "
         "it has 0 (H200), 1 (H200)"
     )
+
+
+def test_gpus_in_use_are_not_free():
+    host = make_inventory(gpus=3)
+    busy = host.gpus[0].model_copy(update={"memory_used_mb": 40000, "users": ("pid 7 (python)",)})
+    host = host.model_copy(update={"gpus": (busy, *host.gpus[1:])})
+    assert [engine.gpus for engine in plan_of(topology_of(), gpu_profile(), here=host).engines] == [(1,), (2,)]
+    line = refusal(topology_of(decode=2), gpu_profile(), here=host)
+    assert line.endswith("1 left: it has 0 (H200, 40000 MB in use by pid 7 (python)), 1 (H200), 2 (H200)")
+    asked = topology_of(prefill={"gpus": [0]})
+    assert plan_of(asked, gpu_profile(), here=host).engines[0].gpus == (0,)
+
+
+def test_why_gpus_are_not_known():
+    host = make_inventory().model_copy(update={"gpu_problem": "nvidia-smi did not answer in 10 s"})
+    assert len(plan_of(topology_of(), here=host).engines) == 2
+    said = "it has none that is known of: nvidia-smi did not answer in 10 s"
+    assert refusal(topology_of(), gpu_profile(), here=host).endswith(said)
+    assert refusal(topology_of(prefill={"gpus": [0]}), gpu_profile(), here=host).endswith(said)
 
 
 def test_a_role_that_the_engine_does_not_have():
@@ -247,6 +270,19 @@ def test_every_plan(sections: dict[str, Any], cpus: int):
         assert int(option(engine, "--threads")) >= 1
         left = {token for token in engine.argv if "{" in token}
         assert left == ({"{router}"} if sections["router"]["port"] == 0 else set())
+
+
+@pytest.mark.parametrize(
+    ("argv", "left"),
+    [
+        (["--x", "1", "-v", "pos"], ["-v", "pos"]),
+        (["--x=1", "pos"], ["pos"]),
+        (["--x", "-1", "-2.5", "-1e-3", "--y", "-1"], ["--y", "-1"]),
+        (["--x", "1", "2", "--xy", "3", "-x", "4"], ["--xy", "3", "-x", "4"]),
+    ],
+)
+def test_a_flag_goes_with_its_values_and_nothing_else(argv: list[str], left: list[str]):
+    assert with_args(argv, {"x": False}) == left
 
 
 names = st.text(alphabet="abc", min_size=1, max_size=2)

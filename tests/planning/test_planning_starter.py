@@ -42,6 +42,19 @@ def test_the_router_gets_a_port_that_is_free(tmp_path: Path):
     assert written(tmp_path, make_inventory(taken_ports=taken)).router.port == 8002
 
 
+def test_gpus_in_use_are_left_to_their_users(tmp_path: Path):
+    host = make_inventory(gpus=3)
+    busy = host.gpus[1].model_copy(update={"memory_used_mb": 40000})
+    host = host.model_copy(update={"gpus": (host.gpus[0], busy, host.gpus[2])})
+    topology = written(tmp_path, host, gpus="optional")
+    assert (topology.prefill[0].gpus, topology.decode[0].gpus) == ([0], [2])
+
+
+def test_why_gpus_are_not_known_is_written(tmp_path: Path):
+    written(tmp_path, make_inventory().model_copy(update={"gpu_problem": "nvidia-smi failed: no driver"}))
+    assert "GPUs: nvidia-smi failed: no driver.\n" in (tmp_path / "chat.yaml").read_text()
+
+
 @pytest.mark.parametrize("name", ["12", "true", "1.5", "null", "a" * 63])
 def test_any_safe_name(tmp_path: Path, name: str):
     assert written(tmp_path, make_inventory(), name=name).name == name

@@ -149,6 +149,16 @@ def test_unknown_keys(text: str, line: str):
         ("model: [a]\n" + ROLES, "t.yaml:1: model: expected text, got a list"),
         ("model: ''\n" + ROLES, "t.yaml:1: model: must not be empty, got text ''"),
         ("hosts: [a]\n" + ROLES, "t.yaml:1: hosts: expected a mapping, got a list"),
+        (
+            'router: {bind: "::1"}\n' + ROLES,
+            "t.yaml:1: router.bind: expected an IPv4 address or a host's name, without a port, got text '::1'",
+        ),
+        (
+            'hosts: {a: {ssh: a, address: "10.0.0.1:80"}}\n' + ROLES,
+            "t.yaml:1: hosts.a.address: expected an IPv4 address or a host's name, without a port, "
+            "got text '10.0.0.1:80'",
+        ),
+        ("router: {bind: ''}\n" + ROLES, "t.yaml:1: router.bind: must not be empty, got text ''"),
         ("hosts: {a: remote}\n" + ROLES, "t.yaml:1: hosts.a: expected local or a mapping with ssh, got text 'remote'"),
         ("hosts: {a: {ssh: -oX=y}}\n" + ROLES, "t.yaml:1: hosts.a.ssh: must match ^[^-\\s]\\S*$, got text '-oX=y'"),
         (
@@ -248,6 +258,10 @@ def test_what_makes_no_deployment(text: str, line: str):
         ),
         ("[" * 1000 + "]" * 1000, "t.yaml: is nested too deeply"),
         ("name: &a [*a]\n", "t.yaml:1: name[0]: holds itself"),
+        (
+            "prefill: &a {replicas: 1}\ndecode: {<<: *a}\n",
+            "t.yaml:2: decode: merge keys (<<) are not supported: write the keys out",
+        ),
         ("hosts: {yes: local}\n", "t.yaml:1: hosts: a key must be text, and 'yes' is not: put it in quotes"),
         (
             "name: !!python/name:os.system\n",
@@ -323,6 +337,15 @@ def test_model_and_profile_paths_are_relative_to_the_file(tmp_path: Path):
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "org/model"])
 def test_aliases_and_hub_ids_stay(name: str):
     assert load(f"model: {name}\n" + ROLES).model == name
+
+
+def test_a_folder_named_like_the_engine_is_no_profile(tmp_path: Path):
+    (tmp_path / "builtin").mkdir()
+    assert load(ROLES).engine == load("engine: builtin\n" + ROLES).engine == "builtin"
+
+
+def test_a_router_that_listens_on_all_addresses():
+    assert load('router: {bind: "::"}\n' + ROLES).router.bind == "::"
 
 
 @pytest.mark.parametrize("written", ["./none", "/none", "none.gguf", "../none"])
