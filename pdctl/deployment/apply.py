@@ -18,6 +18,7 @@ from pdctl.planning.plan import ROUTER_PLACEHOLDER, Plan, ProcessPlan
 
 TOKEN_FILE = "PDCTL_TOKEN_FILE"
 REGISTER_TIMEOUT_S = 30.0
+DEATH_S = 5.0  # for a process to end that has answered with an error
 LOG_LINES = 20  # of each process that was awaited in vain
 _POLL_S = 0.1
 _POLL_TIMEOUT_S = 5.0
@@ -185,8 +186,14 @@ class _Start:
             await verify(self._deployment.http, self._endpoint, token, all_pairs)
         except VerifyError as error:
             self._awaited = [self._plan.router.name, *error.processes]
+            await self._expect_a_death(error)
             raise
         self._report(f"a request went through {', '.join(map(str, all_pairs))}")
+
+    async def _expect_a_death(self, error: VerifyError) -> None:
+        """A process that fails answers first and ends then: its end is the better reason, and cancels this wait."""
+        with suppress(StepTimeoutError):
+            await self._watch.until(error.processes[-1], lambda _: False, DEATH_S, "end")
 
     async def _get(self, url: str) -> httpx.Response | None:
         """The answer if it is a 200."""

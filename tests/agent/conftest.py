@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.agent_harness import Agent, living, new_run_id
+from tests.processes import kill_all
 
 
 @pytest.fixture
@@ -16,8 +17,7 @@ async def idle_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
     yield agent
     await agent.close()
     left = living(agent.run_id)
-    for process in left:
-        process.kill()
+    kill_all(left)
     assert not left, f"left behind: {left}"
 
 

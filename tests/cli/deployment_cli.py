@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.deployment.deployment_harness import FAKE
+from tests.processes import Spawned
 
 PDCTL = Path(sys.executable).with_name("pdctl")
 TIMEOUT_S = 60
@@ -35,9 +36,9 @@ class Cli:
             [PDCTL, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=self.folder
         )
 
-    def spawn(self, *arguments: str | Path) -> "subprocess.Popen[str]":
+    def spawn(self, *arguments: str | Path) -> Spawned:
         pipe = subprocess.PIPE
-        return subprocess.Popen([PDCTL, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
+        return Spawned([PDCTL, *arguments], stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
 
     def status(self, *arguments: str) -> dict[str, Any]:
         done = self("status", "--json", *arguments)

@@ -6,7 +6,9 @@ import os
 import pty
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -263,24 +265,20 @@ def test_the_dashboard_on_a_terminal(cli: Cli, runtime: Path) -> None:  # noqa: 
     command = ["setsid", "--ctty", PDCTL, "up", path]
     up = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
-    shown = b""
-    while b"ready" not in shown or b"decode-0" not in shown:
-        shown += os.read(controller, 65536)
+    shown = bytearray()
+    reader = threading.Thread(target=read_all, args=(controller, shown))  # who writes to a full terminal waits
+    reader.start()
+    eventually(lambda: b"ready" in shown and b"decode-0" in shown, "the dashboard")
     eventually(lambda: cli.status()["state"] == "ready", "readiness")
     os.write(controller, b"\x03")
-    shown = drain(controller)
     assert up.wait(30) == 0
+    reader.join(30)
     assert b"d is down: nothing of it runs" in shown
     assert living(runtime) == []
 
 
-def drain(controller: int) -> bytes:
-    shown = b""
-    try:
+def read_all(controller: int, shown: bytearray) -> None:
+    with suppress(OSError):  # the last one has closed the terminal
         while data := os.read(controller, 65536):
             shown += data
-    except OSError:  # the last one has closed the terminal
-        pass
-    finally:
-        os.close(controller)
-    return shown
+    os.close(controller)

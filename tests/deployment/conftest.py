@@ -5,6 +5,7 @@ import pytest
 
 from pdctl.deployment.store import DeploymentFolder, Store
 from tests.deployment.deployment_harness import living
+from tests.processes import kill_all
 
 
 @pytest.fixture
@@ -16,8 +17,7 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PDCTL_STATE_DIR", str(tmp_path / "state"))
     yield runtime
     left = living(runtime)
-    for process in left:
-        process.kill()
+    kill_all(left)
     assert not left, f"left behind: {left}"
 
 

@@ -25,7 +25,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--never-register", action="store_true")
     parser.add_argument("--no-notice", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
-    parser.add_argument("--answer", default="well", help="to a completion: well, 500, elsewhere, empty, or never")
+    parser.add_argument(
+        "--answer", default="well", help="to a completion: well, 500, crash, elsewhere, empty, never"
+    )
     return parser.parse_args()
 
 
@@ -72,8 +74,11 @@ class Handler(BaseHTTPRequestHandler):
         answer = server.options.answer
         if answer == "never":
             threading.Event().wait()
-        if answer == "500":
+        if answer in ("500", "crash"):
             self._reply(500, {"error": {"message": "no luck today"}})
+            if answer == "crash":
+                say("cannot go on")
+                threading.Timer(0.3, os._exit, [3]).start()
             return
         headers = {"X-Router-Prefill-URL": pins[0], "X-Router-Decode-URL": pins[1]}
         if answer == "elsewhere":

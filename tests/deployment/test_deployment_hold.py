@@ -47,7 +47,7 @@ async def test_a_death_while_held_stops_everything(folder: DeploymentFolder) -> 
 async def test_an_agent_that_dies_while_held(folder: DeploymentFolder) -> None:
     async with started(folder, make_plan()) as deployment:
         holding = asyncio.create_task(hold(deployment))
-        await asyncio.sleep(0)
+        await state_of(deployment, "prefill-0", "ready")  # while that was asked, the watch has begun
         kill_agent(folder)
         with pytest.raises(AgentGoneError, match="the agent on host here has ended"):
             await holding

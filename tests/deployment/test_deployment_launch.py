@@ -82,20 +82,20 @@ async def test_a_command_that_cannot_be_run(folder: DeploymentFolder) -> None:
 
 async def test_a_process_that_does_not_become_ready(folder: DeploymentFolder) -> None:
     plan = make_plan()
-    late = process("decode-0", "decode", ["--never-ready"], readiness=Readiness(timeout_s=1.5))
+    late = process("decode-0", "decode", ["--never-ready"], readiness=Readiness(timeout_s=8))
     plan = plan.model_copy(update={"engines": (plan.engines[0], late)})
     error = await fails(
         folder, plan, StepTimeoutError, "decode-0 did not become ready within", "loading weights, 1 of 4"
     )
-    assert "within 1.5 s" in str(error)
+    assert "within 8 s" in str(error)
     assert error.detail == "decode-0 | decode begins"
 
 
 async def test_the_whole_start_has_a_limit(folder: DeploymentFolder) -> None:
     deployment = prepare(make_plan(options={"prefill-0": ["--never-ready"]}), folder)
-    what = "not ready within 2 s: it was waiting for prefill-0 to become ready"
+    what = "not ready within 10 s: it was waiting for prefill-0 to become ready"
     with pytest.raises(StepTimeoutError, match=what) as caught:
-        await launch(deployment, timeout_s=2)
+        await launch(deployment, timeout_s=10)
     assert caught.value.detail == "prefill-0 | prefill begins"
     await deployment.close()
 
@@ -107,14 +107,22 @@ async def test_an_engine_that_does_not_register(folder: DeploymentFolder, monkey
     assert error.detail == "prefill-0 | prefill begins"
 
 
-async def test_a_request_that_is_not_served(folder: DeploymentFolder) -> None:
+async def test_a_request_that_is_not_served(folder: DeploymentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines of the pair are shown, and the router's."""
+    monkeypatch.setattr(apply_module, "DEATH_S", 0.2)
     plan = make_plan(prefill=2, options={"router": ["--answer", "500"]})
     error = await fails(folder, plan, VerifyError, "a request through prefill-", " x decode-0", "500", "no luck today")
     asked = str(error).split(" ")[3]
     lines = error.detail.splitlines()
     assert {"router | router begins", f"{asked} | prefill begins", "decode-0 | decode begins"} <= set(lines)
     assert {line.split(" | ")[0] for line in lines} == {"router", asked, "decode-0"}
+
+
+async def test_a_process_that_ends_after_its_answer(folder: DeploymentFolder) -> None:
+    """Its end is the reason, and not the answer that came first."""
+    plan = make_plan(options={"router": ["--answer", "crash"]})
+    error = await fails(folder, plan, ProcessDiedError, "router exited with code 3")
+    assert error.detail.splitlines()[-1] == "cannot go on"
 
 
 async def test_readiness_by_http(folder: DeploymentFolder) -> None:

@@ -19,6 +19,7 @@ from pdctl.deployment.store import DeploymentFolder, ProcessId, State
 from pdctl.deployment.teardown import stop_deployment
 from pdctl.errors import NotFoundError
 from tests.deployment.deployment_harness import METRICS, is_alive, living, make_plan
+from tests.processes import Spawned
 
 PLAN = make_plan()
 ALL_READY = {p.name: Snapshot(name=p.name, pid=1, state="ready", ports={"api": 9}) for p in PLAN.processes}
@@ -109,10 +110,10 @@ asyncio.run(main())
 """
 
 
-def launcher(**options: list[str]) -> "subprocess.Popen[str]":
+def launcher(**options: list[str]) -> Spawned:
     """A `pdctl up` of its own process, whose deployment is `d`."""
     code = textwrap.dedent(LAUNCHER).replace("{OPTIONS}", repr({k.replace("_", "-"): v for k, v in options.items()}))
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    return Spawned([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
 def read_until(launcher: "subprocess.Popen[str]", word: str) -> None:

@@ -14,6 +14,7 @@ import httpx
 import psutil
 
 from tests.engine.memory_files import MemoryFile, holders, memory_files
+from tests.processes import Spawned, kill_all
 
 PDCTL = Path(sys.executable).parent / "pdctl"
 LIMIT_S = 20.0  # for what happens without a command that waits for it
@@ -37,8 +38,8 @@ class Cli:
             [PDCTL, *arguments], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
         )
 
-    def spawn(self, *arguments: str | Path) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    def spawn(self, *arguments: str | Path) -> Spawned:
+        return Spawned(
             [PDCTL, *arguments], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
@@ -86,8 +87,7 @@ def clean_cli(folder: Path) -> Iterator[Cli]:
         yield cli
         cli.check_gone()
     finally:
-        for process in cli.processes():
-            process.kill()
+        kill_all(cli.processes())
 
 
 @dataclass(frozen=True)
