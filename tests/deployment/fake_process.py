@@ -25,9 +25,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--never-register", action="store_true")
     parser.add_argument("--no-notice", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
-    parser.add_argument(
-        "--answer", default="well", help="to a completion: well, 500, crash, elsewhere, empty, never"
-    )
+    parser.add_argument("--answer", default="well", help="to a completion: well, 500, crash, elsewhere, empty, never")
     return parser.parse_args()
 
 
