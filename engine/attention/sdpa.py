@@ -1,7 +1,8 @@
 """Attention by torch's scaled_dot_product_attention: for the CPU, and the reference for other backends.
 
 Sequences that compute one token each are taken together, in groups of similar length: their pages are gathered, padded
-to the longest. A longer chunk is computed on its own.
+to the longest. A longer chunk is computed on its own, a piece after the other: each attends only to what is before it
+and in it, and the queries of all heads that share K and V go through them together.
 """
 
 from itertools import accumulate
@@ -14,6 +15,9 @@ from engine.kv.pool import KVPool
 from engine.scheduler.batch import Batch, Chunk
 
 _CHEAP_PADDING = 128  # tokens; a further group costs as much
+# Tokens of a piece. 512 tokens alone / after 512 others, one core, bfloat16, one layer of SmolLM2-135M: 5.7 / 15.0 ms;
+# in pieces of 64: 6.9 / 14.0, of 256: 6.3 / 15.0, whole: 8.2 / 17.0, whole and with a head at a time: 10.2 / 17.2.
+_PIECE = 128
 
 
 class _Gathered(NamedTuple):
@@ -37,16 +41,17 @@ class _Run(NamedTuple):
     """Several tokens of one sequence; the last ones it has so far."""
 
     rows: slice  # their places among the batch's tokens
-    total: int  # tokens of the sequence, with these
+    start: int  # tokens of the sequence before these
     gathered: _Gathered | None  # None: the run is all of the sequence
-    mask: torch.Tensor | None  # [tokens of the run, total]: 0 or -inf; None: the run is all of the sequence
+    masks: list[torch.Tensor]  # of each piece: [heads that share K and V * tokens, tokens up to its end]: 0 or -inf
 
 
 class SdpaAttention:
     """An AttentionBackend. Computes in the type of the queries, keeps K and V in the pool's."""
 
-    def __init__(self, pool: KVPool, compute: torch.dtype) -> None:
+    def __init__(self, pool: KVPool, compute: torch.dtype, num_heads: int) -> None:
         layout = pool.layout
+        self._groups = num_heads // layout.num_kv_heads  # heads that share K and V
         self._layout = layout
         self._compute = compute
         lines = pool.tensor.view(-1, layout.head_dim)  # one token's K or V of one head
@@ -89,12 +94,16 @@ class SdpaAttention:
         return (pages * size + torch.tensor(offsets)[:, None, None]).flatten()
 
     def _plan_run(self, first: int, chunk: Chunk) -> _Run:
-        rows, total = slice(first, first + chunk.length), chunk.start + chunk.length
-        if chunk.start == 0:
-            return _Run(rows, total, None, None)
-        table = torch.tensor(self._blocks_of(chunk))
-        mask = torch.full((chunk.length, total), -torch.inf, dtype=self._compute).triu_(chunk.start + 1)
-        return _Run(rows, total, self._make_room(table[None]), mask)
+        gathered = self._make_room(torch.tensor([self._blocks_of(chunk)])) if chunk.start else None
+        rows = slice(first, first + chunk.length)
+        return _Run(rows, chunk.start, gathered, [self._mask(chunk, place) for place in range(0, chunk.length, _PIECE)])
+
+    def _mask(self, chunk: Chunk, place: int) -> torch.Tensor:
+        """Of the piece at that place of the chunk: nobody sees what comes later."""
+        tokens = min(_PIECE, chunk.length - place)
+        before = chunk.start + place
+        mask = torch.full((tokens, before + tokens), -torch.inf, dtype=self._compute).triu_(before + 1)
+        return mask.repeat(self._groups, 1)
 
     def _plan_decodes(self, group: list[tuple[int, Chunk]], alone: bool) -> _Decodes:
         tables = [self._blocks_of(chunk) for _, chunk in group]
@@ -130,22 +139,22 @@ class SdpaAttention:
         return out.view(q.shape[0], -1).to(q.dtype)
 
     def _attend(self, q: torch.Tensor, fresh: torch.Tensor, run: _Run, layer: int) -> torch.Tensor:
-        kv_heads = self._layout.num_kv_heads
+        kv_heads, total = self._layout.num_kv_heads, run.start + len(q)
         if run.gathered is None:
             k, v = torch.split(fresh.transpose(0, 1), kv_heads)
         else:
-            k, v = (room[0, :, : run.total] for room in self._gather(run.gathered, layer))
+            k, v = (room[0, :, :total] for room in self._gather(run.gathered, layer))
         k, v = k.to(q.dtype), v.to(q.dtype)
-        groups = q.shape[1] // kv_heads
-        grouped = q.view(q.shape[0], kv_heads, groups, -1).permute(1, 2, 0, 3)  # [kv_heads, groups, tokens, dim]
-        out = scaled_dot_product_attention(
-            grouped,
-            k[:, None].expand(-1, groups, -1, -1),
-            v[:, None].expand(-1, groups, -1, -1),
-            attn_mask=run.mask,
-            is_causal=run.mask is None,
-        )
-        return out.permute(2, 0, 1, 3).reshape(q.shape[0], -1)
+        pieces = zip(torch.split(q, _PIECE), run.masks, strict=True)
+        return torch.cat([self._attend_piece(piece, k, v, mask) for piece, mask in pieces])
+
+    def _attend_piece(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        tokens, _, dim = q.shape
+        shape = self._layout.num_kv_heads, self._groups, tokens, dim
+        folded = q.view(tokens, shape[0], shape[1], dim).permute(1, 2, 0, 3).reshape(1, shape[0], -1, dim)
+        seen = mask.shape[1]
+        out = scaled_dot_product_attention(folded, k[None, :, :seen], v[None, :, :seen], attn_mask=mask)
+        return out.view(shape).permute(2, 0, 1, 3).reshape(tokens, -1)
 
     def _gather(self, gathered: _Gathered, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.index_select(self._pages[layer], 0, gathered.pages, out=gathered.room)

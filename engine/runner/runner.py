@@ -19,7 +19,7 @@ class TorchRunner:
         self.num_blocks = pool.num_blocks
         self._model = model
         self._pool = pool
-        self._attention = SdpaAttention(pool, model.precision.compute)
+        self._attention = SdpaAttention(pool, model.precision.compute, model.config.num_heads)
         if threads is not None:
             torch.set_num_threads(threads)
 

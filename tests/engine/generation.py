@@ -62,7 +62,7 @@ def decode(runner, sequences, steps):
 def all_logits(model, tokens, num_blocks=200):
     """Logits [tokens, vocab] of one sequence, computed at once."""
     pool = KVPool(model.kv_layout(16), num_blocks)
-    attention = SdpaAttention(pool, model.precision.compute)
+    attention = SdpaAttention(pool, model.precision.compute, model.config.num_heads)
     seq = sequence(tokens, blocks_in_random_order(num_blocks))
     with torch.inference_mode():
         attention.plan(Batch([Chunk(seq, 0, len(tokens), 1)]))

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.attention.sdpa import SdpaAttention
+from engine.attention.sdpa import _PIECE, SdpaAttention
 from engine.kv.pool import KVLayout, KVPool
 from engine.scheduler.batch import Batch, Chunk
 from tests.engine.generation import blocks_in_random_order, sequence
@@ -26,7 +26,7 @@ class History:
         blocks = blocks_in_random_order(BLOCKS, seed)
         self.pool = KVPool(layout, BLOCKS)
         self.pool.tensor.fill_(torch.nan)  # what is not written must not be read
-        self.attention = SdpaAttention(self.pool, compute)
+        self.attention = SdpaAttention(self.pool, compute, HEADS)
         self.sequences = [sequence([0] * n, blocks, length=n) for n in lengths]
         self.q, self.k, self.v = (
             [torch.randn(LAYERS, n, h, DIM).to(compute) for n in lengths] for h in (HEADS, KV_HEADS, KV_HEADS)
@@ -63,6 +63,19 @@ def test_any_batch_is_attention_by_definition(dtype, compute, tolerance, spans, 
     now = [(before, before + length) for before, length in spans]
     for index, out in enumerate(history.attend(now, layer)):
         expected = history.expected(index, now[index], layer)
+        torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("before", "length"), [(0, 2 * _PIECE), (0, _PIECE + 1), (100, 3 * _PIECE - 5)])
+@pytest.mark.parametrize(("dtype", "compute", "tolerance"), TYPES)
+def test_a_chunk_of_several_pieces(dtype, compute, tolerance, before, length):
+    history = History([before + length, 20], dtype, compute=compute)
+    history.pool.tensor.zero_()
+    if before:
+        history.attend([(0, before), (0, 0)], layer=1)
+    now = [(before, before + length), (0, 20)]
+    for index, out in enumerate(history.attend(now, layer=1)):
+        expected = history.expected(index, now[index], layer=1)
         torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
 
 

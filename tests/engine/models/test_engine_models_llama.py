@@ -65,7 +65,7 @@ def test_a_cpu_with_bfloat16_says_the_same(tmp_path, monkeypatch, family):
 
 def test_only_the_rows_asked_for_come_back(tiny_folder):
     model = load(tiny_folder)
-    attention = SdpaAttention(KVPool(model.kv_layout(16), 20), torch.float32)
+    attention = SdpaAttention(KVPool(model.kv_layout(16), 20), torch.float32, model.config.num_heads)
     seq = sequence(TOKENS[:50], blocks_in_random_order(20))
     attention.plan(Batch([Chunk(seq, 0, 50, 1)]))
     rows = torch.tensor([49, 3])
