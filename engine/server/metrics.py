@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.scheduler.stats import CoreStats
-from engine.transfer.base import Counters
+from engine.transfer.base import TransferCounters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,7 +32,7 @@ class ServerMetrics:
         self._inter_token = self._histogram("inter_token_latency_seconds", "Between a request's tokens.", _FAST)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _SLOW)
 
-    def watch(self, stats: Callable[[], CoreStats], transfers: Iterable[Counters]) -> None:
+    def watch(self, stats: Callable[[], CoreStats], transfers: Iterable[TransferCounters]) -> None:
         """Publish the core's and the transfer's counters too, read at each scrape."""
         self._registry.register(_CoreCollector(stats))
         self._registry.register(_TransferCollector(transfers))
@@ -80,7 +80,7 @@ class _CoreCollector(Collector):
 
 
 class _TransferCollector(Collector):
-    def __init__(self, transfers: Iterable[Counters]) -> None:
+    def __init__(self, transfers: Iterable[TransferCounters]) -> None:
         self._transfers = transfers
 
     def collect(self) -> Iterator[Metric]:

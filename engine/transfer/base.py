@@ -30,7 +30,7 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class TransferLimits:
     """How long and how many. Seconds, but for the last two."""
 
     connect_s: float = 5.0  # TCP connection, handshake, memory mapped
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Counters:
+class TransferCounters:
     """What one side of KV transfer has done since its start. Owned by the event loop."""
 
     direction: Literal["sent", "received"]

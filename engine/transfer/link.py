@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from engine.errors import TransferError
-from engine.transfer.base import Identity, Limits, Peer, Pushed, Transport, Writer
+from engine.transfer.base import Identity, Peer, Pushed, TransferLimits, Transport, Writer
 from engine.transfer.handshake import introduce
 from engine.transfer.outbound import Outbound
 from engine.transfer.waits import deadline
@@ -97,7 +97,7 @@ class Link:
             outbound.fail(loss)
 
 
-async def connect(peer: Peer, identity: Identity, transport: Transport, limits: Limits) -> Link:
+async def connect(peer: Peer, identity: Identity, transport: Transport, limits: TransferLimits) -> Link:
     """Connect to a decode engine: handshake, then its memory. Raises TransferError naming the peer and the reason."""
     try:
         async with deadline(limits.connect_s, "the connection and its handshake"):
@@ -109,7 +109,7 @@ async def connect(peer: Peer, identity: Identity, transport: Transport, limits: 
         raise TransferError(f"cannot send KV to decode {peer}: {error}", status=status) from None
 
 
-async def _connect(peer: Peer, identity: Identity, transport: Transport, limits: Limits) -> Link:
+async def _connect(peer: Peer, identity: Identity, transport: Transport, limits: TransferLimits) -> Link:
     reader, writer = await asyncio.open_connection(peer.host, peer.port)
     channel = Channel(reader, writer, limits)
     try:

@@ -5,7 +5,7 @@ import logging
 
 from engine.errors import RequestError, TransferError
 from engine.scheduler.request import Request
-from engine.transfer.base import Counters, DecodeCore, Identity, Limits, Transport
+from engine.transfer.base import DecodeCore, Identity, TransferCounters, TransferLimits, Transport
 from engine.transfer.handshake import admit
 from engine.transfer.rendezvous import Rendezvous
 from engine.transfer.session import Session
@@ -20,11 +20,11 @@ _CLOSE_TIMEOUT_S = 5.0
 class DecodeTransfer:
     """Receives the KV of prompts from prefill engines. Lives in the event loop."""
 
-    def __init__(self, transport: Transport, identity: Identity, *, limits: Limits | None = None) -> None:
-        self.counters = Counters("received", transport.name)
+    def __init__(self, transport: Transport, identity: Identity, *, limits: TransferLimits | None = None) -> None:
+        self.counters = TransferCounters("received", transport.name)
         self._transport = transport
         self._identity = identity
-        self._limits = limits or Limits()
+        self._limits = limits or TransferLimits()
         self._rendezvous = Rendezvous(self._limits)
         self._connections: set[asyncio.Task[None]] = set()
 

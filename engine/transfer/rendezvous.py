@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 from engine.errors import TransferError
-from engine.transfer.base import Limits
+from engine.transfer.base import TransferLimits
 from engine.transfer.inbound import Inbound
 from engine.transfer.waits import fail
 
@@ -14,7 +14,7 @@ _Key = tuple[str, str]  # (prefill engine's id, request id)
 class Rendezvous:
     """Joins a prefill engine's reservation with the request that the router sent here."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: TransferLimits) -> None:
         self._limits = limits
         self._unclaimed: dict[_Key, tuple[Inbound, asyncio.TimerHandle]] = {}
         self._waiting: dict[_Key, asyncio.Future[Inbound]] = {}

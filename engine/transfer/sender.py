@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from engine.errors import TransferError
 from engine.scheduler.handoff import Prefilled
 from engine.scheduler.request import Request
-from engine.transfer.base import Counters, Identity, Limits, Peer, PrefillCore, Pushed, Transport
+from engine.transfer.base import Identity, Peer, PrefillCore, Pushed, TransferCounters, TransferLimits, Transport
 from engine.transfer.link import Link, connect
 from engine.transfer.outbound import Outbound
 from engine.transfer.waits import deadline, fail
@@ -29,13 +29,13 @@ class PrefillTransfer:
     """Delivers the KV of prompts to decode engines. Lives in the event loop; one persistent connection per peer."""
 
     def __init__(
-        self, transport: Transport, identity: Identity, *, block_size: int, limits: Limits | None = None
+        self, transport: Transport, identity: Identity, *, block_size: int, limits: TransferLimits | None = None
     ) -> None:
-        self.counters = Counters("sent", transport.name)
+        self.counters = TransferCounters("sent", transport.name)
         self._transport = transport
         self._identity = identity
         self._block_size = block_size
-        self._limits = limits or Limits()
+        self._limits = limits or TransferLimits()
         self._outbounds: dict[str, Outbound] = {}  # by the core's request id
         self._links: dict[Peer, asyncio.Future[Link]] = {}
         self._connections: set[asyncio.Task[None]] = set()

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from engine.errors import TransferError
-from engine.transfer.base import DecodeCore, Inlet, Limits
+from engine.transfer.base import DecodeCore, Inlet, TransferLimits
 from engine.transfer.inbound import Inbound
 from engine.transfer.rendezvous import Rendezvous
 from engine.transfer.wire import Abort, Channel, ChannelError, Done, Message, Quiet, Refused, Reserve
@@ -18,7 +18,13 @@ class Session:
     """A live control connection, and the reservations that its peer may be writing to."""
 
     def __init__(
-        self, prefill: str, channel: Channel, inlet: Inlet, core: DecodeCore, rendezvous: Rendezvous, limits: Limits
+        self,
+        prefill: str,
+        channel: Channel,
+        inlet: Inlet,
+        core: DecodeCore,
+        rendezvous: Rendezvous,
+        limits: TransferLimits,
     ) -> None:
         self._prefill = prefill
         self._channel = channel

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.transfer.base import Limits
+from engine.transfer.base import TransferLimits
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class ChannelError(Exception):
 class Channel:
     """Messages both ways over one TCP connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: TransferLimits) -> None:
         self._reader = reader
         self._writer = writer
         self._limits = limits

@@ -156,6 +156,10 @@ async def engine(on_request: Callable[[Turn], Awaitable[None]] = answer_at_once)
         await mock.stop()
 
 
+async def drop(turn: Turn) -> None:
+    turn.drop()
+
+
 async def hold(turn: Turn) -> None:
     """Leave the request to the test, which answers through the Turn."""
     await asyncio.Event().wait()
@@ -207,6 +211,11 @@ class Running:
         await until(lambda: not self.router.in_flight, "no request in flight")
         for instance in self.router.registry.instances.values():
             assert (instance.load.requests, instance.load.tokens) == (0, 0), instance.key
+
+
+def message(response: httpx.Response) -> str:
+    """What an error object says."""
+    return response.json()["error"]["message"]
 
 
 async def until(condition: Callable[[], object], what: str) -> None:

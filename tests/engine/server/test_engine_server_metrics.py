@@ -3,7 +3,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.server.app import make_metrics_app
-from engine.transfer.base import Counters
+from engine.transfer.base import TransferCounters
 
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
@@ -19,7 +19,7 @@ async def samples(client):
 
 @pytest.fixture
 def watched(state, core):
-    counters = Counters("received", "ipc", bytes=4096, seconds=0.5, failures=2)
+    counters = TransferCounters("received", "ipc", bytes=4096, seconds=0.5, failures=2)
     state.metrics.watch(core.stats, [counters])
 
 

@@ -7,7 +7,7 @@ from transfer_harness import (
     BLOCK,
     DECODE,
     PREFILL,
-    Limits,
+    TransferLimits,
     engines,
     request,
     within,
@@ -208,7 +208,7 @@ async def test_prefill_stops_while_requests_are_under_way():
 
 
 async def test_the_deadline_ends_both_legs():
-    async with engines(limits=Limits(deliver_s=1.0)) as pair:
+    async with engines(limits=TransferLimits(deliver_s=1.0)) as pair:
         delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
         await pair.submitted()
         with pytest.raises(TransferError, match=r"waited 1 s for the KV of"):

@@ -9,7 +9,7 @@ from transfer_harness import (
     DECODE,
     LAYOUT,
     PREFILL,
-    Limits,
+    TransferLimits,
     decode_side,
     engines,
     prefill_side,
@@ -152,7 +152,7 @@ async def test_a_refusals_code_reaches_prefill():
 
 
 async def test_no_free_blocks_in_time_is_a_refusal_on_both_sides():
-    limits = Limits(reserve_s=0.1)
+    limits = TransferLimits(reserve_s=0.1)
     async with engines(limits=limits) as pair:
         pair.decode_core.at_once = False
         delivered, received = pair.deliver(request("r", 40)), pair.receive(request("r", 40))
@@ -171,7 +171,7 @@ async def test_no_free_blocks_in_time_is_a_refusal_on_both_sides():
 
 
 async def test_blocks_granted_just_too_late_go_back():
-    async with engines(limits=Limits(reserve_s=0.1)) as pair:
+    async with engines(limits=TransferLimits(reserve_s=0.1)) as pair:
         pair.decode_core.at_once = False
         delivered = pair.deliver(request("r", 40))
         name, prompt, future = await within(pair.decode_core.asked.get())
@@ -195,7 +195,7 @@ async def test_the_cores_refusal_keeps_its_status():
 
 
 async def test_a_reservation_whose_request_never_comes_is_taken_back():
-    async with engines(limits=Limits(join_s=0.2)) as pair:
+    async with engines(limits=TransferLimits(join_s=0.2)) as pair:
         delivered = pair.deliver(request("r"))
         await pair.submitted()
         with pytest.raises(TransferError, match=r"aborted: the router sent no such request within 0.2 s"):
@@ -205,7 +205,7 @@ async def test_a_reservation_whose_request_never_comes_is_taken_back():
 
 
 async def test_kv_that_never_comes_fails_the_request_naming_prefill_and_time():
-    async with engines(limits=Limits(deliver_s=0.2)) as pair:
+    async with engines(limits=TransferLimits(deliver_s=0.2)) as pair:
         with pytest.raises(TransferError, match=f"waited 0.2 s for the KV of r from prefill {PREFILL}") as caught:
             await within(pair.receive(request("r")))
         assert caught.value.status == 504
@@ -249,7 +249,7 @@ async def test_a_request_in_use_is_refused_twice():
 
 
 async def test_tables_are_bounded():
-    async with engines(limits=Limits(transfers=1)) as pair:
+    async with engines(limits=TransferLimits(transfers=1)) as pair:
         first, waiting = pair.deliver(request("r")), pair.receive(request("w"))
         await pair.submitted()
         with pytest.raises(TransferError, match="1 reservations are open"):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transfer_harness import DECODE, LAYOUT, LIMITS, Limits, decode_side, identity, prefill_side, within
+from transfer_harness import DECODE, LAYOUT, LIMITS, TransferLimits, decode_side, identity, prefill_side, within
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
@@ -105,7 +105,7 @@ async def test_the_token_never_travels():
 
 
 async def test_a_stranger_that_says_nothing_is_sent_away(pool: KVPool, caplog: pytest.LogCaptureFixture):
-    async with decode_side(pool, limits=Limits(connect_s=0.1)) as (_, _, peer):
+    async with decode_side(pool, limits=TransferLimits(connect_s=0.1)) as (_, _, peer):
         reader, writer = await asyncio.open_connection(*peer)
         await within(reader.read())
         writer.close()
@@ -135,7 +135,7 @@ async def test_an_oversized_hello_is_not_read(pool: KVPool, caplog: pytest.LogCa
 
 async def test_connections_are_bounded(pool: KVPool, caplog: pytest.LogCaptureFixture):
     source = KVPool(LAYOUT, 4, shared=False)
-    limits = Limits(connections=1)
+    limits = TransferLimits(connections=1)
     async with (
         decode_side(pool, limits=limits) as (_, _, peer),
         prefill_side(source) as (first, _),
@@ -152,7 +152,7 @@ async def test_a_decode_engine_that_never_answers_is_given_up(caplog: pytest.Log
     caplog.set_level(logging.ERROR)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     source = KVPool(LAYOUT, 4, shared=False)
-    async with prefill_side(source, limits=Limits(connect_s=0.1)) as (prefill, _):
+    async with prefill_side(source, limits=TransferLimits(connect_s=0.1)) as (prefill, _):
         from engine.transfer.base import Peer
 
         peer = Peer(*server.sockets[0].getsockname())

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 
 import pytest
-from transfer_harness import PREFILL, Limits, Pair, decode_side, engines, identity, request, within
+from transfer_harness import PREFILL, Pair, TransferLimits, decode_side, engines, identity, request, within
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
@@ -20,7 +20,7 @@ class PrefillByHand:
         self.channel = channel
 
     @staticmethod
-    async def connect(peer: Peer, limits: Limits) -> "PrefillByHand":
+    async def connect(peer: Peer, limits: TransferLimits) -> "PrefillByHand":
         channel = Channel(*await asyncio.open_connection(*peer), limits)
         await introduce(channel, identity(PREFILL), "ipc")
         return PrefillByHand(channel)
@@ -37,7 +37,7 @@ class PrefillByHand:
 
 
 async def by_hand(pair: Pair) -> PrefillByHand:
-    return await within(PrefillByHand.connect(pair.peer, Limits()))
+    return await within(PrefillByHand.connect(pair.peer, TransferLimits()))
 
 
 async def test_a_stale_nonce_fails_the_request_and_never_starts_it():
@@ -111,7 +111,7 @@ async def test_a_grant_that_does_not_fit_the_prompt_fails_the_request(blocks: li
 
 
 async def test_silence_is_a_loss(pool: KVPool):
-    limits = Limits(ping_s=60.0, silence_s=0.3)
+    limits = TransferLimits(ping_s=60.0, silence_s=0.3)
     async with decode_side(pool, limits=limits) as (decode, core, peer):
         prefill = await within(PrefillByHand.connect(peer, limits))
         received = asyncio.create_task(decode.receive(request("r", [1]), PREFILL))

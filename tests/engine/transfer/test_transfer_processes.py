@@ -9,7 +9,7 @@ import pytest
 from transfer_harness import (
     LAYOUT,
     PREFILL,
-    Limits,
+    TransferLimits,
     decode_side,
     prefill_side,
     read_prompt,
@@ -74,7 +74,7 @@ async def test_a_client_that_leaves_while_the_other_process_writes(pool: KVPool)
 
 async def test_prefill_stopped_while_writing(pool: KVPool):
     """Silence fails the request; the blocks stay in use until the stopped process has gone on and let go of them."""
-    enough, limits = FORKSERVER.Event(), Limits(ping_s=0.1, silence_s=0.7)
+    enough, limits = FORKSERVER.Event(), TransferLimits(ping_s=0.1, silence_s=0.7)
     async with (
         decode_side(pool, limits=limits) as (decode, core, peer),
         prefill_process(peer, limits=limits, writes_until=enough) as prefill,
@@ -96,7 +96,7 @@ async def test_prefill_stopped_while_writing(pool: KVPool):
 
 
 async def test_prefill_stopped_and_never_seen_again_meets_the_deadline(pool: KVPool):
-    limits = Limits(silence_s=60.0, deliver_s=0.5)
+    limits = TransferLimits(silence_s=60.0, deliver_s=0.5)
     async with decode_side(pool, limits=limits) as (decode, core, peer), prefill_process(peer) as prefill:
         prefill.tell("first", [1, 2, 3], 512)
         await prefill.hears()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transfer_harness import LIMITS, Limits, within
+from transfer_harness import LIMITS, TransferLimits, within
 
 from engine.transfer import wire
 from engine.transfer.wire import (
@@ -52,7 +52,7 @@ def test_every_message_survives_the_wire(message: object):
 
 @asynccontextmanager
 async def channels(
-    limits: Limits = LIMITS,
+    limits: TransferLimits = LIMITS,
 ) -> AsyncIterator[tuple[Channel, asyncio.StreamReader, asyncio.StreamWriter]]:
     """A channel, and the raw other end of its connection."""
     accepted: asyncio.Future[Channel] = asyncio.get_running_loop().create_future()
@@ -105,7 +105,7 @@ async def test_a_tighter_frame_limit_holds_before_the_handshake():
 
 
 async def test_pings_keep_a_quiet_connection():
-    limits = Limits(ping_s=0.05, silence_s=2.0)
+    limits = TransferLimits(ping_s=0.05, silence_s=2.0)
     async with channels(limits) as (channel, reader, writer):
         other = Channel(reader, writer, limits)
         with pytest.raises(TimeoutError):
@@ -116,7 +116,7 @@ async def test_pings_keep_a_quiet_connection():
 
 
 async def test_silence_ends_the_connection():
-    async with channels(Limits(silence_s=0.1)) as (channel, _, _):
+    async with channels(TransferLimits(silence_s=0.1)) as (channel, _, _):
         with pytest.raises(ChannelError, match=r"silent for 0.1 s"):
             await within(channel.receive())
 

@@ -15,7 +15,7 @@ from engine.errors import RequestError
 from engine.kv.pool import KVLayout, KVPool
 from engine.scheduler.handoff import Prefilled, Reservation
 from engine.scheduler.request import Request, SamplingParams
-from engine.transfer.base import Identity, Limits, Peer, Pushed, Transport, Writer
+from engine.transfer.base import Identity, Peer, Pushed, TransferLimits, Transport, Writer
 from engine.transfer.receiver import DecodeTransfer
 from engine.transfer.sender import Delivered, PrefillTransfer
 from engine.transfer.shm import ShmTransport
@@ -23,7 +23,7 @@ from engine.transfer.waits import finish
 
 BLOCK = 16
 LAYOUT = KVLayout(num_kv_heads=2, num_layers=3, block_size=BLOCK, head_dim=8, dtype=torch.float32)
-LIMITS = Limits(connect_s=5.0, reserve_s=5.0, join_s=5.0, deliver_s=15.0, ping_s=0.2, silence_s=10.0)
+LIMITS = TransferLimits(connect_s=5.0, reserve_s=5.0, join_s=5.0, deliver_s=15.0, ping_s=0.2, silence_s=10.0)
 PREFILL, DECODE = "10.0.0.1:8101", "10.0.0.2:8201"
 
 _T = TypeVar("_T")
@@ -260,7 +260,7 @@ class Pair:
 
 @asynccontextmanager
 async def decode_side(
-    pool: KVPool, *, limits: Limits = LIMITS, transport: Transport | None = None, **changes: object
+    pool: KVPool, *, limits: TransferLimits = LIMITS, transport: Transport | None = None, **changes: object
 ) -> AsyncIterator[tuple[DecodeTransfer, DecodeCoreDouble, Peer]]:
     """A decode engine that takes KV."""
     core = DecodeCoreDouble(pool)
@@ -274,7 +274,7 @@ async def decode_side(
 
 @asynccontextmanager
 async def prefill_side(
-    pool: KVPool, *, limits: Limits = LIMITS, transport: Transport | None = None, **changes: object
+    pool: KVPool, *, limits: TransferLimits = LIMITS, transport: Transport | None = None, **changes: object
 ) -> AsyncIterator[tuple[PrefillTransfer, PrefillCoreDouble]]:
     """A prefill engine that sends KV."""
     transport = transport or ShmTransport(pool)
@@ -288,7 +288,7 @@ async def prefill_side(
 
 
 @asynccontextmanager
-async def engines(*, blocks: int = 64, limits: Limits = LIMITS, held: bool = False) -> AsyncIterator[Pair]:
+async def engines(*, blocks: int = 64, limits: TransferLimits = LIMITS, held: bool = False) -> AsyncIterator[Pair]:
     """A pair; with held, its pushes wait for the gate of `pair.prefill._transport`."""
     source, target = KVPool(LAYOUT, blocks, shared=False), KVPool(LAYOUT, blocks, shared=True)
     transport = HeldTransport(source) if held else None

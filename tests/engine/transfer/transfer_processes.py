@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from transfer_harness import LAYOUT, LIMITS, Limits, decode_side, prefill_side, request
+from transfer_harness import LAYOUT, LIMITS, TransferLimits, decode_side, prefill_side, request
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
@@ -63,7 +63,7 @@ class EngineProcess:
 
 @asynccontextmanager
 async def prefill_process(
-    peer: Peer, *, limits: Limits = LIMITS, writes_until: Any = None
+    peer: Peer, *, limits: TransferLimits = LIMITS, writes_until: Any = None
 ) -> AsyncIterator[EngineProcess]:
     """A prefill engine. Told (request id, prompt, chunk), it delivers, and says what came of it.
 
@@ -86,13 +86,13 @@ async def decode_process() -> AsyncIterator[tuple[EngineProcess, Peer]]:
         engine.end()
 
 
-def _prefill_main(pipe: Connection, peer: Peer, limits: Limits, writes_until: Any) -> None:
+def _prefill_main(pipe: Connection, peer: Peer, limits: TransferLimits, writes_until: Any) -> None:
     if writes_until is not None:
         shm._copy = _endless_copy(pipe, writes_until)
     uvloop.run(_prefill(pipe, peer, limits))
 
 
-async def _prefill(pipe: Connection, peer: Peer, limits: Limits) -> None:
+async def _prefill(pipe: Connection, peer: Peer, limits: TransferLimits) -> None:
     async with prefill_side(KVPool(LAYOUT, BLOCKS), limits=limits) as (prefill, core):
         while True:
             name, prompt, chunk = await asyncio.to_thread(pipe.recv)
