@@ -72,7 +72,6 @@ class _Layer:
         config, prefix = source.config, f"model.layers.{index}."
         self._index = index
         self._heads, self._kv_heads, self._dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self._rotated = (config.num_heads + config.num_kv_heads) * config.head_dim
         self._input_norm = source.norm(f"{prefix}input_layernorm")
         self._qkv = source.qkv(f"{prefix}self_attn.")
         self._qk_norm = source.qk_norm(f"{prefix}self_attn.")

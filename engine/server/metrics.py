@@ -87,13 +87,18 @@ class _TransferCollector(Collector):
         labels = ["direction", "transport"]
         moved = CounterMetricFamily("pdctl:kv_transfer_bytes", "KV bytes moved.", labels=labels)
         spent = CounterMetricFamily("pdctl:kv_transfer_seconds", "Time spent moving KV.", labels=labels)
+        pushed = CounterMetricFamily(
+            "pdctl:kv_transfer_pushes", "Chunks pushed where sent; prompts delivered where received.", labels=labels
+        )
         failed = 0
         for counters in self._transfers:
             moved.add_metric([counters.direction, counters.transport], counters.bytes)
             spent.add_metric([counters.direction, counters.transport], counters.seconds)
+            pushed.add_metric([counters.direction, counters.transport], counters.pushes)
             failed += counters.failures
         yield moved
         yield spent
+        yield pushed
         yield _counter("kv_transfer_failed", "Requests whose KV did not arrive.", failed)
 
 

@@ -54,10 +54,6 @@ class PrefillTransfer:
         """The ids of the decode engines that are connected now."""
         return [link.decode for link in map(_live, self._links.values()) if link]
 
-    async def connect_peer(self, peer: Peer) -> None:
-        """Make the connection before the first request needs it. Raises TransferError."""
-        await self._link(peer)
-
     async def deliver(self, request: Request, peer: Peer) -> Delivered:
         """Have the core compute the prompt and put its KV into blocks that the decode engine reserves for it.
 

@@ -90,8 +90,8 @@ class FakeCore:
         return CoreStats(
             running=3,
             waiting=2,
-            held=0,
-            reserved=0,
+            held=5,
+            reserved=6,
             blocks_total=100,
             blocks_free=75,
             prompt_tokens=50,

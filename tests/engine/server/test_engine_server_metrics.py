@@ -19,7 +19,7 @@ async def samples(client):
 
 @pytest.fixture
 def watched(state, core):
-    counters = TransferCounters("received", "ipc", bytes=4096, seconds=0.5, failures=2)
+    counters = TransferCounters("received", "ipc", bytes=4096, seconds=0.5, pushes=3, failures=2)
     state.metrics.watch(core.stats, [counters])
 
 
@@ -28,6 +28,8 @@ async def test_core_and_transfer_counters(client, watched):
     moved = (("direction", "received"), ("transport", "ipc"))
     assert got["pdctl:num_requests_running",] == 3
     assert got["pdctl:num_requests_waiting",] == 2
+    assert got["pdctl:num_requests_held",] == 5
+    assert got["pdctl:num_requests_reserved",] == 6
     assert got["pdctl:kv_cache_usage_perc",] == 0.25
     assert got["pdctl:kv_blocks_total",] == 100
     assert got["pdctl:kv_blocks_free",] == 75
@@ -39,6 +41,7 @@ async def test_core_and_transfer_counters(client, watched):
     assert got["pdctl:prompt_tokens_by_source_total", ("source", "kv_transfer")] == 4
     assert got["pdctl:kv_transfer_bytes_total", *moved] == 4096
     assert got["pdctl:kv_transfer_seconds_total", *moved] == 0.5
+    assert got["pdctl:kv_transfer_pushes_total", *moved] == 3
     assert got["pdctl:kv_transfer_failed_total",] == 2
 
 

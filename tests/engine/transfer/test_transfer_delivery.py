@@ -108,17 +108,17 @@ async def test_many_requests_at_once_keep_their_kv_apart():
 
 async def test_one_connection_serves_all_requests_and_is_made_anew_after_a_loss():
     async with engines() as pair:
-        await within(pair.prefill.connect_peer(pair.peer))
+        await within(pair.prefill._link(pair.peer))
         assert pair.prefill.connected_decodes == [DECODE]
         [connection] = pair.prefill._connections
-        await within(asyncio.gather(*[pair.prefill.connect_peer(pair.peer) for _ in range(5)]))
+        await within(asyncio.gather(*[pair.prefill._link(pair.peer) for _ in range(5)]))
         assert pair.prefill._connections == {connection}
 
         [link] = [link.result() for link in pair.prefill._links.values()]
         link._channel.close()
         await within(asyncio.wait({connection}))
         assert pair.prefill.connected_decodes == []
-        await within(pair.prefill.connect_peer(pair.peer))
+        await within(pair.prefill._link(pair.peer))
         assert pair.prefill.connected_decodes == [DECODE]
 
 

@@ -55,7 +55,7 @@ async def test_a_misfit_is_rejected_with_both_values(
     source = KVPool(LAYOUT, 4, shared=False)
     async with decode_side(pool) as (_, _, peer), prefill_side(source, **change) as (prefill, _):
         with pytest.raises(TransferError, match=f"cannot send KV to decode {peer}: rejected: {reason}"):
-            await within(prefill.connect_peer(peer))
+            await within(prefill._link(peer))
         assert "refused: rejected" in caplog.text  # decode's log has it too
 
 
@@ -141,9 +141,9 @@ async def test_connections_are_bounded(pool: KVPool, caplog: pytest.LogCaptureFi
         prefill_side(source) as (first, _),
         prefill_side(source) as (second, _),
     ):
-        await within(first.connect_peer(peer))
+        await within(first._link(peer))
         with pytest.raises(TransferError, match="it closed the connection"):
-            await within(second.connect_peer(peer))
+            await within(second._link(peer))
         assert first.connected_decodes == [DECODE]
     assert "1 prefill engines are connected" in caplog.text
 
@@ -157,5 +157,5 @@ async def test_a_decode_engine_that_never_answers_is_given_up(caplog: pytest.Log
 
         peer = Peer(*server.sockets[0].getsockname())
         with pytest.raises(TransferError, match=f"decode {peer}: waited 0.1 s for the connection and its handshake"):
-            await within(prefill.connect_peer(peer))
+            await within(prefill._link(peer))
     server.close()
