@@ -39,3 +39,13 @@ class _Written(io.StringIO):
         async with asyncio.timeout(10):
             while text not in self.getvalue():  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
+
+
+async def test_a_reader_that_has_left_ends_the_progress_and_not_the_benchmark(monkeypatch):
+    class Unread:
+        def print(self, *_, **__):
+            raise SystemExit(1)  # as rich does when its pipe is broken
+
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0)
+    async with asyncio.timeout(10):
+        await progress.show_progress(Tally(), 1, Unread(), live=False)

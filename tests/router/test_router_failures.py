@@ -61,6 +61,21 @@ async def test_a_prefill_without_a_partner_is_passed_over():
             assert response.headers["x-router-prefill-url"] == pair.prefill.url
 
 
+async def test_an_unforeseen_error_is_answered_and_its_connection_serves_on(monkeypatch: pytest.MonkeyPatch):
+    def fail(pin: object) -> None:
+        raise RuntimeError("unforeseen")
+
+    async with split() as pair:
+        with monkeypatch.context() as context:
+            context.setattr(pair.at.router.selector, "choose", fail)
+            response = await pair.at.post()
+        assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
+        assert "unforeseen" not in response.text
+        assert (await pair.at.post()).status_code == 200
+        assert len(pair.at.router.server.clients) == 1
+        await pair.at.idle()
+
+
 # Failures before the decode's head.
 
 
