@@ -10,6 +10,7 @@ from time import monotonic
 from engine.errors import EngineError, RequestError, TransferError
 from engine.scheduler.batch import Runner
 from engine.scheduler.handoff import Prefilled, Reservation
+from engine.scheduler.held_text import HeldText
 from engine.scheduler.limits import Limits
 from engine.scheduler.request import Request, Token
 from engine.scheduler.scheduler import Scheduler
@@ -144,6 +145,11 @@ class EngineCore:
     def stats(self) -> CoreStats:
         """Return the state after the last step or command."""
         return self._stats
+
+    @property
+    def held_text(self) -> HeldText:
+        """What the prefix cache holds, in the words of the requests."""
+        return self._scheduler.held_text
 
     @property
     def busy_s(self) -> float:

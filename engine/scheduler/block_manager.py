@@ -1,9 +1,12 @@
 """Who uses which KV block."""
 
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
+from engine.scheduler.held_text import HeldText
 from engine.scheduler.prefix_cache import PrefixCache
+from engine.scheduler.request import Request
 
 
 class BlockManager:
@@ -14,6 +17,7 @@ class BlockManager:
     """
 
     def __init__(self, num_blocks: int, block_size: int, *, prefix_caching: bool = True) -> None:
+        self.held_text = HeldText()
         self._block_size = block_size
         self._references = [0] * num_blocks
         self._free = list(range(num_blocks))[::-1]
@@ -66,6 +70,21 @@ class BlockManager:
             previous = block_table[index - 1] if index else None
             self._prefixes.insert(block_table[index], previous, tokens[index * size : (index + 1) * size])
 
+    def note_text(self, request: Request, block_table: list[int], start: int, end: int) -> None:
+        """Note which text ends in tokens[start:end] of the request, whose blocks have been committed, or matched.
+
+        Text whose end no full block of the prompt holds is taken to end with the last one.
+        """
+        size, keys = self._block_size, request.text_keys
+        full = len(request.prompt) // size
+        first, stop = start // size, min(end // size, full)
+        if self._prefixes is None or first >= stop:
+            return
+        begin = bisect_right(keys, first * size, key=_end)
+        for tokens, key in keys[begin : None if stop == full else bisect_right(keys, stop * size, key=_end)]:
+            block = block_table[min((tokens - 1) // size, stop - 1)]
+            self.held_text.add(self._prefixes.key_of(block), key)
+
     def release(self, block_table: list[int]) -> None:
         """Give back one reference to each block. The end of a prefix is evicted before its beginning."""
         for block in reversed(block_table):
@@ -90,14 +109,21 @@ class BlockManager:
 
     def _evict(self) -> int:
         block, _ = self._cached.popitem(last=False)
-        if self._prefixes is not None:
-            self._prefixes.forget(block)
+        self._forget(block)
         return block
 
     def _retire(self, block: int) -> None:
         if self._prefixes is not None and self._prefixes.keeps(block):
             self._cached[block] = None
             return
-        if self._prefixes is not None:
-            self._prefixes.forget(block)
+        self._forget(block)
         self._free.append(block)
+
+    def _forget(self, block: int) -> None:
+        gone = None if self._prefixes is None else self._prefixes.forget(block)
+        if gone is not None:
+            self.held_text.drop(gone)
+
+
+def _end(text_key: tuple[int, bytes]) -> int:
+    return text_key[0]

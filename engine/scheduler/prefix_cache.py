@@ -37,7 +37,7 @@ class PrefixCache:
         self._block_size = block_size
         self._key = key
         self._contents: dict[int, Prefix] = {}  # every full block, also those that hold the same as another
-        self._blocks: dict[bytes, int] = {}  # the block to use for a key
+        self._blocks: dict[bytes, list[int]] = {}  # the blocks with a key; the first is the one to use
 
     def match(self, tokens: list[int], max_blocks: int) -> list[int]:
         """Return the blocks that hold the longest known prefix of `tokens`, at most `max_blocks`."""
@@ -45,11 +45,11 @@ class PrefixCache:
         parent: Prefix | None = None
         for start in range(0, max_blocks * self._block_size, self._block_size):
             piece = tokens[start : start + self._block_size]
-            block = self._blocks.get(self._key_after(parent, piece))
-            if block is None or not self._contents[block].continues(parent, piece):
+            known = self._blocks.get(self._key_after(parent, piece))
+            if known is None or not self._contents[known[0]].continues(parent, piece):
                 break
-            parent = self._contents[block]
-            blocks.append(block)
+            parent = self._contents[known[0]]
+            blocks.append(known[0])
         return blocks
 
     def insert(self, block: int, previous: int | None, tokens: list[int]) -> None:
@@ -57,18 +57,28 @@ class PrefixCache:
         parent = None if previous is None else self._contents[previous]
         prefix = Prefix(self._key_after(parent, tokens), tokens, parent)
         self._contents[block] = prefix
-        self._blocks.setdefault(prefix.key, block)
+        self._blocks.setdefault(prefix.key, []).append(block)
+
+    def key_of(self, block: int) -> bytes:
+        """Return the key of what `block`, noted before, holds."""
+        return self._contents[block].key
 
     def keeps(self, block: int) -> bool:
         """Tell whether `block`, now unused, is worth keeping: it is the one to be found for what it holds."""
         prefix = self._contents.get(block)
-        return prefix is not None and self._blocks.setdefault(prefix.key, block) == block
+        return prefix is not None and self._blocks[prefix.key][0] == block
 
-    def forget(self, block: int) -> None:
-        """Drop `block`, whose contents are about to be overwritten."""
+    def forget(self, block: int) -> bytes | None:
+        """Drop `block`, whose contents are about to be overwritten; return the key, if any, that no block has now."""
         prefix = self._contents.pop(block, None)
-        if prefix is not None and self._blocks.get(prefix.key) == block:
-            del self._blocks[prefix.key]
+        if prefix is None:
+            return None
+        blocks = self._blocks[prefix.key]
+        blocks.remove(block)  # a twin takes its place
+        if blocks:
+            return None
+        del self._blocks[prefix.key]
+        return prefix.key
 
     def _key_after(self, parent: Prefix | None, tokens: list[int]) -> bytes:
         return self._key(ROOT_KEY if parent is None else parent.key, tokens)

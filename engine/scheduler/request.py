@@ -25,6 +25,7 @@ class Request:
     request_id: str
     prompt: list[int]
     sampling: SamplingParams
+    text_keys: tuple[tuple[int, bytes], ...] = ()  # names of its beginnings: (length in tokens, key), shortest first
 
 
 class FinishReason(StrEnum):

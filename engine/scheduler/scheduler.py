@@ -6,6 +6,7 @@ from typing import NamedTuple
 from engine.scheduler.batch import Batch, Chunk
 from engine.scheduler.block_manager import BlockManager
 from engine.scheduler.handoff import Prefilled, Reservation
+from engine.scheduler.held_text import HeldText
 from engine.scheduler.limits import Limits
 from engine.scheduler.request import FinishReason, Request, Sequence, Token
 from engine.scheduler.stats import CoreStats, Counters
@@ -44,6 +45,11 @@ class Scheduler:
         self._reserved: dict[str, Reservation] = {}  # the granted reservations
         self._aborted: set[str] = set()  # of the granted reservations
 
+    @property
+    def held_text(self) -> HeldText:
+        """What the prefix cache holds, in the words of the requests; any thread may watch it."""
+        return self._blocks.held_text
+
     def submit(self, request: Request, *, hold: bool = False) -> None:
         """Queue a request that the limits allow, under an id that is not in use."""
         sequence = Sequence(request, 0, list(request.prompt))
@@ -68,6 +74,7 @@ class Scheduler:
         self._counters.kv_transfer += total - cached
         sequence = Sequence(request, 0, list(request.prompt), list(reservation.block_table), total, cached)
         self._blocks.commit(sequence.tokens, sequence.block_table, cached, total)
+        self._blocks.note_text(request, sequence.block_table, 0, total)
         self._sequences[request.request_id] = [sequence]
         self._running.append(sequence)
         return self._extend(sequence, first_tokens)
@@ -114,6 +121,8 @@ class Scheduler:
         for (sequence, start, length, samples), tokens in zip(batch.chunks, sampled, strict=True):
             end = sequence.num_computed = start + length
             self._blocks.commit(sequence.tokens, sequence.block_table, start, end)
+            if start < sequence.num_prompt:
+                self._blocks.note_text(sequence.request, sequence.block_table, start, end)
             if sequence.request.request_id in self._announced:
                 outcome.prefilled.append(self._hand_over(sequence, end, tokens if samples else None))
             elif samples:
@@ -217,6 +226,7 @@ class Scheduler:
                 return
             taken += choices
             self._running.append(item)
+            self._blocks.note_text(item.request, item.block_table, 0, item.num_computed)
             if not item.preempted:
                 item.num_cached = item.num_computed
                 self._counters.local_cache_hit += item.num_cached

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from engine.scheduler.request import FinishReason, Token
-from engine.server.detokenizer import ChoiceText, Decode
+from engine.server.detokenizer import ChoiceText
 from engine.server.job import Job
 from engine.server.metrics import ServerMetrics
 from engine.server.responses import TokenIds, Usage, usage
@@ -26,22 +26,23 @@ class Piece(NamedTuple):
 class Answer:
     """The choices of one request."""
 
-    def __init__(self, job: Job, stream: TokenStream, decode: Decode, metrics: ServerMetrics) -> None:
+    def __init__(self, job: Job, stream: TokenStream, choices: list[ChoiceText], metrics: ServerMetrics) -> None:
         self.job = job
         self.started = False  # the core has taken the request
-        self._cached_tokens = 0  # of the prompt
+        self._cached_tokens = 0  # of the prompt and what is resumed
         self._stream = stream
         self._metrics = metrics
-        self._choices = [ChoiceText(decode, job.stops) for _ in range(job.request.sampling.n)]
+        self._choices = choices
         self._token_ids: list[list[int]] = [[] for _ in self._choices]  # of each choice, not yet in a piece
         self._unended = len(self._choices)  # choices that the core has not ended
         self._last_tokens = 0.0  # when tokens came last
 
     @property
     def usage(self) -> Usage:
-        """The tokens so far."""
+        """The tokens so far, resumed ones among them."""
         generated = sum(choice.num_tokens for choice in self._choices)
-        return usage(len(self.job.request.prompt), generated, self._cached_tokens)
+        prompt = self.job.prompt_tokens
+        return usage(prompt, generated, min(self._cached_tokens, prompt))
 
     @property
     def finished(self) -> bool:
@@ -55,6 +56,8 @@ class Answer:
 
     async def pieces(self) -> AsyncGenerator[list[Piece]]:
         """Yield what each wake-up brings, at most one piece a choice, until all have ended. Raises RequestError."""
+        if self.finished:  # what is resumed had ended: the client lacks no text, but perhaps the reason
+            yield [self._piece(index, "") for index in range(len(self._choices))]
         while not self.finished:
             pieces = self._take_in(await self._stream.take())
             if pieces:

@@ -32,6 +32,7 @@ def make_app(state: ServerState) -> web.Application:
             web.get("/ping", _health),
             web.get("/version", _version),
             web.get("/metrics", _metrics),
+            web.get("/kv_events", _kv_events, allow_head=False),
         ]
     )
     return app
@@ -101,6 +102,12 @@ async def _abort_requests(request: web.Request) -> web.Response:
     error = RequestError("the request was aborted", status=499, code="request_aborted")
     aborted = state.streams.fail(None if body.abort_all else body.req_ids, error)
     return json_response({"aborted": aborted})
+
+
+async def _kv_events(request: web.Request) -> web.StreamResponse:
+    state = request.app[STATE]
+    _check_token(request, state.token)
+    return await state.kv_events.stream(request, state.backend.core.held_text)
 
 
 def _check_token(request: web.Request, token: str | None) -> None:

@@ -17,42 +17,18 @@ if TYPE_CHECKING:
     from engine.transfer.receiver import DecodeTransfer
 
 
-async def prefill(state: ServerState, backend: Backend, job: Job) -> PrefillResponse:
-    """Compute the prompt and deliver its KV to the decode engine; return when it is there. Raises RequestError."""
-    if backend.sender is None:
-        raise RequestError("this engine has no way to send KV", status=500)
-    peers = _peers(job, "prefill")
-    peer = Peer(peers.decode_ip, peers.decode_connector_port)
-    with state.streams.open(job.request.request_id, job.core_id) as stream:
-        delivered = await stream.guard(backend.sender.deliver(job.request, peer))
-    state.metrics.first_token(time.monotonic() - job.arrived)
-    state.metrics.finished("prefill", job.arrived)
-    tokens = usage(len(job.request.prompt), len(delivered.first_tokens), delivered.cached_tokens)
-    return PrefillResponse(job.request.request_id, job.model, tokens)
+def peers_of(job: Job, role: SplitwiseRole) -> DisaggregateInfo | None:
+    """Return where the legs run; None: one engine, this one, does all. Raises Invalid where that is not its role.
 
-
-async def receive_prompt(backend: Backend, answer: Answer, stream: TokenStream) -> None:
-    """Wait for the prompt's KV; the core decodes from then on, into the stream. Raises RequestError."""
-    if backend.receiver is None:
-        raise RequestError("this engine has no way to receive KV", status=500)
-    peers = _peers(answer.job, "decode")
-    await stream.guard(_receive(backend.receiver, answer, stream, f"{peers.prefill_ip}:{peers.prefill_port}"))
-
-
-async def _receive(receiver: "DecodeTransfer", answer: Answer, stream: TokenStream, prefill_id: str) -> None:
-    await receiver.receive(answer.job.request, prefill_id)
-    # With no await from here on: no token of this request has come yet, and a canceller sees whether it has started.
-    stream.clear()
-    answer.started = True
-
-
-def refuse_peers(job: Job) -> None:
-    """A mixed engine computes prompts itself: serving a disaggregated request would hide that. Raises Invalid."""
-    if job.peers is not None:
-        raise Invalid("this engine is mixed and takes no part in disaggregation", param="disaggregate_info")
-
-
-def _peers(job: Job, role: SplitwiseRole) -> DisaggregateInfo:
+    A prompt is never quietly computed where it should not be.
+    """
+    if role == "mixed":
+        if job.peers is not None:
+            raise Invalid("this engine is mixed and takes no part in disaggregation", param="disaggregate_info")
+        return None
+    if job.prefill_on_decode:
+        _check_prefill_on_decode(job, role)
+        return None
     if job.peers is None:
         raise Invalid(
             f"this is a {role} engine: send requests to the router, which adds disaggregate_info",
@@ -62,3 +38,53 @@ def _peers(job: Job, role: SplitwiseRole) -> DisaggregateInfo:
     if job.peers.transfer_protocol != "ipc":
         raise Invalid(f"{job.peers.transfer_protocol!r} is not built; 'ipc' is", param="disaggregate_info")
     return job.peers
+
+
+def _check_prefill_on_decode(job: Job, role: SplitwiseRole) -> None:
+    if role != "decode":
+        raise Invalid(
+            f"prefill_on_decode: this is a {role} engine; send the request to a decode engine",
+            param="prefill_on_decode",
+        )
+    if job.peers is not None:
+        raise Invalid(
+            "prefill_on_decode: the prompt comes from the prefill engine of disaggregate_info; send one of the two",
+            param="prefill_on_decode",
+        )
+
+
+async def prefill(state: ServerState, backend: Backend, job: Job, peers: DisaggregateInfo) -> PrefillResponse:
+    """Compute the prompt and deliver its KV to the decode engine; return when it is there. Raises RequestError."""
+    if backend.sender is None:
+        raise RequestError("this engine has no way to send KV", status=500)
+    peer = Peer(peers.decode_ip, peers.decode_connector_port)
+    with state.streams.open(job.request.request_id, job.core_id) as stream:
+        delivered = await stream.guard(backend.sender.deliver(job.request, peer))
+    state.metrics.first_token(time.monotonic() - job.arrived)
+    state.metrics.finished("prefill", job.arrived)
+    return _response(job, len(delivered.first_tokens), delivered.cached_tokens)
+
+
+def prefilled_before(job: Job) -> PrefillResponse:
+    """Answer for an ended answer that is resumed: decode tells its end, and waits for no KV."""
+    return _response(job, 0, 0)
+
+
+def _response(job: Job, generated: int, cached_tokens: int) -> PrefillResponse:
+    prompt, resumed = job.prompt_tokens, len(job.resumed or ())
+    tokens = usage(prompt, resumed + generated, min(cached_tokens, prompt))
+    return PrefillResponse(job.request.request_id, job.model, tokens)
+
+
+async def receive_prompt(backend: Backend, answer: Answer, stream: TokenStream, peers: DisaggregateInfo) -> None:
+    """Wait for the prompt's KV; the core decodes from then on, into the stream. Raises RequestError."""
+    if backend.receiver is None:
+        raise RequestError("this engine has no way to receive KV", status=500)
+    await stream.guard(_receive(backend.receiver, answer, stream, f"{peers.prefill_ip}:{peers.prefill_port}"))
+
+
+async def _receive(receiver: "DecodeTransfer", answer: Answer, stream: TokenStream, prefill_id: str) -> None:
+    await receiver.receive(answer.job.request, prefill_id)
+    # With no await from here on: no token of this request has come yet, and a canceller sees whether it has started.
+    stream.clear()
+    answer.started = True

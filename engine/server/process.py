@@ -114,6 +114,7 @@ def _instance(state: ServerState, backend: Backend, ports: dict[str, int]) -> di
     args = state.args
     return {
         "role": args.role,
+        "protocol": "builtin",
         "host_ip": args.advertise_host,
         "port": ports["api"],
         "metrics_port": ports["metrics"],
@@ -128,12 +129,15 @@ def _instance(state: ServerState, backend: Backend, ports: dict[str, int]) -> di
         "connected_decodes": backend.sender.connected_decodes if backend.sender else [],
         "model": args.served_model_name,
         "max_model_len": backend.max_model_len,
+        "prefill_on_decode": args.role == "decode",
+        "kv_events": True,
     }
 
 
 async def _drain(state: ServerState, registration: Registration | None, failure: BaseException | None) -> None:
     """Take no more requests, let the ones being served end, and fail those that cannot."""
     state.phase = Phase.FAILED if failure else Phase.DRAINING
+    state.kv_events.end()
     if failure:
         state.streams.fail(None, RequestError("the engine has failed", status=500, code="engine_failed"))
     paused = asyncio.create_task(registration.stop()) if registration else None

@@ -19,6 +19,7 @@ _Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 _StopStrings = Annotated[list[_StopString], msgspec.Meta(max_length=MAX_STOP_STRINGS)]
 _RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+_NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Invalid(RequestError):
@@ -39,6 +40,14 @@ class DisaggregateInfo(msgspec.Struct, frozen=True):
     prefill_connector_port: int = 0
     decode_connector_port: int = 0
     transfer_protocol: str = "ipc"
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """A stream of this very request that broke on another engine, as far as its client has it."""
+
+    id: _RequestId  # the request's id there, at the first attempt
+    created: _NotNegative  # seconds since the epoch
+    token_ids: list[_NotNegative]  # generated there
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -78,6 +87,8 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     request_id: _RequestId | None = None
     disaggregate_info: DisaggregateInfo | None = None
+    prefill_on_decode: bool | None = None
+    resume: Resume | None = None
 
     @property
     def stop_strings(self) -> list[str]:

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from engine.args import EngineArgs
 from engine.errors import RequestError
+from engine.server.kv_events import KvEvents
 from engine.server.metrics import ServerMetrics
 from engine.server.streams import TokenStreams
 
@@ -55,6 +56,7 @@ class ServerState:
         self.token = token  # the deployment's; None: control calls are open
         self.phase = Phase.LOADING
         self.streams = TokenStreams(loop)
+        self.kv_events = KvEvents(loop)
         self.metrics = ServerMetrics()
         self.idle = asyncio.Event()  # no request is being served
         self.idle.set()
@@ -80,6 +82,13 @@ class ServerState:
         """The longest prompt plus answer, once the model is loaded."""
         return self._backend.max_model_len if self._backend else self.args.max_model_len
 
+    @property
+    def backend(self) -> Backend:
+        """What serves. Raises RequestError unless it is ready."""
+        if self.phase != Phase.READY or self._backend is None:
+            raise RequestError(f"this engine is {self.phase}", status=503, code="not_ready")
+        return self._backend
+
     def check_model(self, name: str | None) -> None:
         """Refuse another model than the one that is served. Raises RequestError."""
         served = self.args.served_model_name
@@ -89,14 +98,13 @@ class ServerState:
     @contextmanager
     def admit(self) -> Iterator[Backend]:
         """Serve a request inside the block. Raises RequestError while none can be taken."""
-        if self.phase != Phase.READY or self._backend is None:
-            raise RequestError(f"this engine is {self.phase}", status=503, code="not_ready")
+        backend = self.backend
         if self.in_flight >= MAX_REQUESTS:
             raise RequestError(f"this engine serves {MAX_REQUESTS} requests already", status=503, code="overloaded")
         self.in_flight += 1
         self.idle.clear()
         try:
-            yield self._backend
+            yield backend
         finally:
             self.in_flight -= 1
             if not self.in_flight:

@@ -15,13 +15,13 @@ _DONE = b"data: [DONE]\n\n"
 _WRITE_TIMEOUT_S = 300.0  # for a client that does not read
 
 
-async def stream_answer(request: web.Request, answer: Answer, style: Style, created: int) -> web.StreamResponse:
+async def stream_answer(request: web.Request, answer: Answer, style: Style) -> web.StreamResponse:
     """Send the answer piece by piece. What fails before the first piece is raised, and gets its true HTTP status."""
     async with aclosing(answer.pieces()) as pieces:
         first = await anext(pieces)
         response = web.StreamResponse(headers=_HEADERS)
         await response.prepare(request)
-        events = _Events(answer, style, created)
+        events = _Events(answer, style)
         try:
             await _write(response, events.opening() + events.pieces(first))
             async for batch in pieces:
@@ -46,13 +46,14 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
 class _Events:
     """The bytes of one stream's events."""
 
-    def __init__(self, answer: Answer, style: Style, created: int) -> None:
+    def __init__(self, answer: Answer, style: Style) -> None:
         self._answer = answer
         self._style = style
-        self._created = created
-        self._id = style.id_prefix + answer.job.request.request_id
+        self._id = style.id_prefix + answer.job.answer_id
 
     def opening(self) -> bytes:
+        if self._answer.job.resumed is not None:
+            return b""  # the client has it
         choices = [choice for i in range(self._answer.job.request.sampling.n) for choice in self._style.opening(i)]
         return b"".join([self._chunk([choice], self._running_usage()) for choice in choices])
 
@@ -70,7 +71,8 @@ class _Events:
         return self._answer.usage if self._answer.job.continuous_usage else None
 
     def _chunk(self, choices: list[Choice], usage: Usage | msgspec.UnsetType | None) -> bytes:
-        chunk = Response(self._id, self._style.chunk_object, self._created, self._answer.job.model, choices, usage)
+        job = self._answer.job
+        chunk = Response(self._id, self._style.chunk_object, job.created, job.model, choices, usage)
         return _event(encode(chunk))
 
 

@@ -35,10 +35,10 @@ class TransferLimits:
 
     connect_s: float = 5.0  # TCP connection, handshake, memory mapped
     reserve_s: float = 300.0  # decode: a place and free blocks for a prompt
-    join_s: float = 30.0  # decode: the router's leg of a request, after its reservation
+    join_s: float = 30.0  # decode: one leg of a request after the other: the router's, or prefill's reservation
     deliver_s: float = 600.0  # a request's KV, from its reservation to done
     ping_s: float = 2.0
-    silence_s: float = 10.0  # a connection on which nothing came for so long is lost
+    silence_s: float = 10.0  # a connection on which nothing came, or that did not come, for so long is lost
     connections: int = 256  # decode: prefill engines connected
     transfers: int = 4096  # decode: reservations of one prefill engine, and requests that wait for theirs
 

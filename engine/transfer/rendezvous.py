@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import Counter
+from contextlib import AbstractAsyncContextManager
 
 from engine.errors import TransferError
 from engine.transfer.base import TransferLimits
 from engine.transfer.inbound import Inbound
-from engine.transfer.waits import fail
+from engine.transfer.waits import deadline, fail
 
 _Key = tuple[str, str]  # (prefill engine's id, request id)
 
@@ -40,7 +41,11 @@ class Rendezvous:
         self._unclaimed[key] = inbound, timer
 
     async def claim(self, prefill: str, request_id: str) -> Inbound:
-        """The router's leg: wait for the reservation, which is the caller's to start or to drop from now on."""
+        """The router's leg: wait for the reservation, which is the caller's to start or to drop from now on.
+
+        Prefill reserves as soon as it has its leg, so this does not wait long for one that is dead or knows of nothing.
+        Raises TransferError.
+        """
         key = (prefill, request_id)
         if key in self._unclaimed:
             inbound, timer = self._unclaimed.pop(key)
@@ -52,11 +57,12 @@ class Rendezvous:
             raise TransferError(f"{self._limits.transfers} requests wait for their KV", status=503)
         waiting: asyncio.Future[Inbound] = asyncio.get_running_loop().create_future()
         self._waiting[key] = waiting
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            self._leave(key, waiting)
-            raise
+        async with self._prefill_deadline(prefill, request_id):
+            try:
+                return await waiting
+            except asyncio.CancelledError:
+                self._leave(key, waiting)
+                raise
 
     def lose(self, prefill: str, error: TransferError) -> None:
         """A connection has ended. If it was the last, no reservation will come: fail the requests that wait for one."""
@@ -73,6 +79,11 @@ class Rendezvous:
             timer.cancel()
             inbound.drop(TransferError("this engine is stopping", status=503))
         self._unclaimed.clear()
+
+    def _prefill_deadline(self, prefill: str, request_id: str) -> AbstractAsyncContextManager[None]:
+        if self._sessions[prefill]:
+            return deadline(self._limits.join_s, f"prefill {prefill} to reserve blocks for {request_id}")
+        return deadline(self._limits.silence_s, f"prefill {prefill} to connect and reserve blocks for {request_id}")
 
     def _make_way(self, key: _Key) -> None:
         """A failed reservation stays for its request to learn of; the next of that name replaces it."""

@@ -21,8 +21,8 @@ engine: {engine:<21} # a profile's name, or the path of one
 
 router:
   port: {port:<21} # what clients talk to; 0: any free one
-  prefill_policy: process_tokens # or random, round_robin
-  decode_policy: request_num  # or random, round_robin
+  prefill_policy: process_tokens # or cache_aware, session_affinity, ...: see docs/topology.md
+  decode_policy: request_num  # likewise
 
 hosts:
   here: local                 # this machine

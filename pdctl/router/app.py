@@ -1,56 +1,77 @@
-"""The router: its parts, its routes, its clock, and its end."""
+"""The router: its parts, its clock, and its end."""
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+import ssl
 
-from pdctl.router.control import Control
+from pdctl.errors import PdctlError
+from pdctl.router.access_log import AccessLog
+from pdctl.router.admission import Admission
+from pdctl.router.api_keys import UsageTable, size_needed
+from pdctl.router.bus import Aborted, Bus, Drained, Message, Registered, Removed
 from pdctl.router.exchange import Exchange
 from pdctl.router.health import HealthChecks, probe
-from pdctl.router.intake import accept
-from pdctl.router.messages import Request
-from pdctl.router.metrics import Metrics
-from pdctl.router.protocols.base import LegProtocol
-from pdctl.router.protocols.builtin import Builtin
-from pdctl.router.protocols.mixed import Mixed
-from pdctl.router.registry import Registry
+from pdctl.router.instance import Instance, Registration
+from pdctl.router.kv_events import KvEvents
+from pdctl.router.load import Load
+from pdctl.router.load_reports import LoadReports
+from pdctl.router.metrics import InstanceFigures, Metrics, ModelNames
+from pdctl.router.prefix_index import PrefixIndex
+from pdctl.router.registry import RegistrationError, Registry
+from pdctl.router.routes import Routes
 from pdctl.router.selection import Selector
-from pdctl.router.server import Client, Server, Work
-from pdctl.router.settings import Settings
+from pdctl.router.server import Client, Server
+from pdctl.router.settings import FixedInstance, Settings
+from pdctl.router.shared import Shared
+from pdctl.router.tracing import make_tracer
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request, Client], Work | None]
-
 _LAST_WORDS = 1.0  # seconds for the last answers to leave, when time is over
 _BACKLOG = 4096
-_MODEL = b"/v1/models/"  # and a name
 
 
 class Router:
-    """One router on one listening socket. Create and use it in a running event loop."""
+    """One process that routes, alone or one of several workers. Create and use it in a running event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: Shared | None = None, bus: Bus | None = None) -> None:
+        """PdctlError if the access log, the certificate or the collector of traces cannot be used."""
         self.settings = settings
         self.now = asyncio.get_running_loop().time
+        self.bus = bus or Bus()
         self.metrics = Metrics()
-        self.registry = Registry(settings, probe)
-        self.selector = Selector(self.registry, settings)
-        self.protocol: LegProtocol = Builtin() if settings.splitwise else Mixed()
+        self.models = ModelNames()
+        self.registry = Registry(settings, probe, shared.load_of if shared is not None else lambda _: Load())
+        index = PrefixIndex()
+        self.selector = Selector(self.registry, settings, index)
+        self.admission = Admission(settings.queue_size)
         self.health = HealthChecks(self.registry, settings.limits)
-        self.server = Server(self._answer_safely, self._note_idle, settings.limits)
+        self.server = Server(Routes(self).answer, self._note_idle, settings.limits)
+        self.usage = _usage(settings, shared, self.bus.worker)
+        self.access_log = AccessLog(settings.access_log) if settings.access_log is not None else None
+        self.tracing = make_tracer(settings.otlp_endpoint)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
+        self._tls = _tls(settings)
+        self._kv_events = KvEvents(index, settings.token)
+        self._load_reports = LoadReports() if "metrics_score" in settings.policies else None
         self._idle = asyncio.Event()
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._routes = self._make_routes(Control(self))
+        self.registry.on_change = self._engines_changed
+        self.registry.on_hung = self._engine_hangs
+        self.bus.receive = self._take
+        self.bus.snapshot = lambda: self.metrics.snapshot(self.figures())
+        for fixed in settings.fixed:
+            self.registry.add_fixed(_registration(fixed, settings.protocol))
 
     async def serve(self, sock: socket.socket) -> None:
         """Take connections on a bound socket."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(lambda: Client(self.server), sock=sock, backlog=_BACKLOG)
+        self._listener = await loop.create_server(
+            lambda: Client(self.server), sock=sock, backlog=_BACKLOG, ssl=self._tls
+        )
         self._tick()
 
     async def drain(self) -> None:
@@ -75,70 +96,87 @@ class Router:
         if self._listener is not None:
             self._listener.close()
         self.health.close()
+        self._kv_events.close()
+        if self._load_reports is not None:
+            self._load_reports.close()
         self.server.close()
+        self.admission.close()
         for instance in self.registry.instances.values():
             instance.pool.close()
+        if self.access_log is not None:
+            self.access_log.close()
+        if self.tracing is not None:
+            self.tracing.close()
 
     def forget(self, exchange: Exchange) -> None:
         """Called by each exchange at its end."""
         if self.in_flight.get(exchange.id) is exchange:  # else: forgotten before, and another has its id now
             del self.in_flight[exchange.id]
-        self._note_idle()
+        if self.stopping:
+            self._note_idle()
 
-    def _make_routes(self, control: Control) -> dict[bytes, dict[bytes, Handler]]:
-        def forward(request: Request, client: Client) -> Work | None:
-            return accept(self, request, client)
+    def figures(self) -> list[InstanceFigures]:
+        """What is known of the engines; sets the gauges, too."""
+        metrics = self.metrics
+        metrics.requests_in_flight.value = len(self.in_flight)
+        metrics.client_connections.value = len(self.server.clients)
+        metrics.queue_depth.clear()
+        for model, depth in self.admission.depths.items():
+            metrics.queue_depth[model] = depth
+        if self.access_log is not None:
+            metrics.access_log_dropped.value = self.access_log.dropped
+        return [_figures(instance) for instance in self.registry.instances.values()]
 
-        return {
-            b"/v1/chat/completions": {b"POST": forward},
-            b"/v1/completions": {b"POST": forward},
-            b"/v1/abort_requests": {b"POST": control.abort},
-            b"/v1/models": _readable(control.models),
-            _MODEL: _readable(control.model),
-            b"/register": {b"POST": control.register},
-            b"/registered": _readable(control.registered),
-            b"/registered_number": _readable(control.registered_number),
-            b"/health": _readable(control.health),
-            b"/health/live": _readable(control.alive),
-            b"/metrics": _readable(control.metrics),
-        }
-
-    def _answer_safely(self, request: Request, client: Client) -> Work | None:
-        try:
-            return self._answer(request, client)
-        except Exception:  # its connection, and whatever called it, must not be left half-way
-            log.exception("a request to %s failed", request.path.decode("latin-1"))
-            client.error(500, "internal error: see the router's log", code="internal_error")
-            return None
-
-    def _answer(self, request: Request, client: Client) -> Work | None:
-        methods = self._routes.get(request.path)
-        if methods is None:
-            methods = self._routes[_MODEL] if request.path.startswith(_MODEL) else {}
-        handler = methods.get(request.method)
-        if handler is not None:
-            return handler(request, client)
-        path = request.path.decode("latin-1")
-        allow = b"allow: %b\r\n" % b", ".join((*(methods or (b"GET", b"HEAD", b"POST")), b"OPTIONS"))
-        if request.method == b"OPTIONS" and (methods or path == "*"):
-            client.reply(204, b"", headers=allow)
-        elif methods:
-            client.error(405, f"{path} does not take {request.method.decode()}", headers=allow)
-        else:
-            client.error(404, f"there is nothing at {path}", code="not_found")
-        return None
+    def abort(self, ids: list[str]) -> None:
+        """Let requests be tried no more, all if none is named; their engines are told by the caller."""
+        for exchange in [self.in_flight[i] for i in ids if i in self.in_flight] if ids else [*self.in_flight.values()]:
+            exchange.abort()
 
     def _tick(self) -> None:
         """Look at everything that has a time limit."""
         self._timer = asyncio.get_running_loop().call_later(self.settings.limits.tick, self._tick)
         now = self.now()
-        for exchange in [e for e in self.in_flight.values() if e.deadline < now]:
-            exchange.expire()
+        for exchange in tuple(self.in_flight.values()):
+            exchange.check(now)
         self.server.check(now)
         self.registry.check(now)
         self.health.check(now)
-        for instance in self.registry.instances.values():
+        instances = self.registry.instances.values()
+        self._kv_events.check(now, instances)
+        if self._load_reports is not None:
+            self._load_reports.check(now, instances)
+        for instance in instances:
             instance.pool.check(now)
+
+    def _engines_changed(self) -> None:
+        for model in self.registry.groups:
+            self.models.add(model)
+        self.admission.wake()
+
+    def _engine_hangs(self, instance: Instance, reason: str) -> None:
+        for exchange in tuple(self.in_flight.values()):
+            exchange.engine_hangs(instance.key, reason)
+
+    def _take(self, message: Message) -> None:
+        """Do as another worker has done."""
+        match message:
+            case Registered(registration):
+                try:
+                    self.registry.admit(registration)
+                except RegistrationError as error:
+                    log.warning("another worker's registration: %s", error)
+            case Aborted(ids):
+                self.abort(ids)
+            case Drained(key, draining):
+                instance = self.registry.instances.get(key)
+                if instance is not None:
+                    self.registry.drain(instance, draining=draining)
+            case Removed(key):
+                instance = self.registry.instances.get(key)
+                if instance is not None:
+                    self.registry.remove(instance)
+            case _:
+                log.error("a message that is no worker's: %s", type(message).__name__)
 
     def _note_idle(self) -> None:
         if self.stopping and not self.in_flight and not self.server.clients:
@@ -153,5 +191,46 @@ class Router:
         return True
 
 
-def _readable(handler: Handler) -> dict[bytes, Handler]:
-    return {b"GET": handler, b"HEAD": handler}
+def _figures(instance: Instance) -> InstanceFigures:
+    pool, load = instance.pool, instance.load
+    return InstanceFigures(
+        role=instance.registration.role,
+        instance=instance.key,
+        up=instance.live,
+        paused=instance.registration.is_paused,
+        draining=instance.draining,
+        breaker_state=int(instance.breaker.state),
+        requests_in_flight=load.requests,
+        tokens_in_flight=load.tokens,
+        requests=load.assigned,
+        connections=len(pool.open),
+        idle_connections=pool.idle,
+        stale_retries=pool.stale_retries,
+        failures=instance.failed,
+    )
+
+
+def _registration(fixed: FixedInstance, protocol: str) -> Registration:
+    return Registration(
+        role=fixed.role, host_ip=fixed.host, port=fixed.port, bootstrap_port=fixed.bootstrap_port, protocol=protocol
+    )
+
+
+def _usage(settings: Settings, shared: Shared | None, worker: int) -> UsageTable | None:
+    if settings.api_keys is None:
+        return None
+    keys = len(settings.api_keys.keys)
+    memory = shared.usage if shared is not None else memoryview(bytearray(size_needed(1, keys)))
+    return UsageTable(memory, worker, settings.workers if shared is not None else 1, keys)
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if settings.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.certificate, settings.private_key)
+    except (OSError, ssl.SSLError) as error:
+        files = f"{settings.certificate} and {settings.private_key or 'no --ssl-keyfile'}"
+        raise PdctlError(f"--ssl-certfile, --ssl-keyfile: cannot use {files}: {error}") from None
+    return context

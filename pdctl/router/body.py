@@ -3,18 +3,24 @@
 from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 # Prompt bytes for each token. docs/router.md says how good this is.
 BYTES_PER_TOKEN = 4
 
 
 class Body(NamedTuple):
-    """A JSON object without its closing brace."""
+    """A completion request, as the router sees it."""
 
-    opened: bytes  # ready for another member: ends in "{" or ","
+    opened: bytes  # the JSON object without its closing brace, ready for another member: ends in "{" or ","
     request_id: str | None  # the client's own
     tokens: int  # the prompt's, estimated
+    prompt: bytes  # raw JSON of the messages, or of the prompt
+    model: str
+    stream: bool
+    n: int
+    user: str
+    prompt_output: bool  # asks for what only the engine that computes the prompt has: its logprobs
 
 
 class BodyError(ValueError):
@@ -22,39 +28,73 @@ class BodyError(ValueError):
 
 
 class _Envelope(msgspec.Struct):
+    prompt: Raw = Raw()
+    messages: Raw = Raw()
+    model: str | None = None
+    stream: bool | None = None
+    n: int | None = None
+    user: str | None = None
+    echo: bool | None = None
+    prompt_logprobs: int | None = None
     request_id: str | UnsetType | None = UNSET
-    disaggregate_info: msgspec.Raw | UnsetType = UNSET
-    prompt: msgspec.Raw = msgspec.Raw()
-    messages: msgspec.Raw = msgspec.Raw()
+    # What routers tell engines. A client that sends it would steer transfers between engines: it is taken out.
+    disaggregate_info: Raw | UnsetType = UNSET
+    resume: Raw | UnsetType = UNSET
+    prefill_on_decode: Raw | UnsetType = UNSET
+    kv_transfer_params: Raw | UnsetType = UNSET
+    bootstrap_host: Raw | UnsetType = UNSET
+    bootstrap_port: Raw | UnsetType = UNSET
+    bootstrap_room: Raw | UnsetType = UNSET
 
 
 _decode_envelope = msgspec.json.Decoder(_Envelope).decode
-_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_ADDED = ("request_id", "disaggregate_info")
+_decode_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_ADDED = (
+    "request_id",
+    "disaggregate_info",
+    "resume",
+    "prefill_on_decode",
+    "kv_transfer_params",
+    "bootstrap_host",
+    "bootstrap_port",
+    "bootstrap_room",
+)
 
 
 def parse_body(raw: bytes) -> Body:
-    """Read a completion request's body. BodyError if it is no JSON object or has a request_id that is no string."""
+    """Read a completion request's body. BodyError if it is no JSON object, or has a member of the wrong type."""
     try:
-        envelope = _decode_envelope(raw)
-        if envelope.request_id is not UNSET or envelope.disaggregate_info is not UNSET:
+        seen = _decode_envelope(raw)
+        if _has_added(seen):
             raw = _without_added(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise BodyError(f"the body is not a valid JSON request: {error}") from None
     opened = raw.rstrip(b" \t\r\n")[:-1].rstrip(b" \t\r\n")
     if not opened.endswith(b"{"):
         opened += b","
+    prompt = bytes(seen.messages) or bytes(seen.prompt)
     return Body(
-        opened, envelope.request_id or None, estimate_tokens(bytes(envelope.messages) or bytes(envelope.prompt))
+        opened,
+        seen.request_id or None,
+        estimate_tokens(prompt),
+        prompt,
+        seen.model or "",
+        bool(seen.stream),
+        seen.n or 1,
+        seen.user or "",
+        bool(seen.echo) or seen.prompt_logprobs is not None,
     )
 
 
-def complete_body(body: Body, request_id: str, disaggregate_info: bytes = b"") -> bytes:
-    """The body for the engines."""
-    added = b'"request_id":%b' % msgspec.json.encode(request_id)
-    if disaggregate_info:
-        added += b',"disaggregate_info":' + disaggregate_info
-    return b"%b%b}" % (body.opened, added)
+def completed(body: Body, added: bytes) -> bytes:
+    """The body with further members: `"name":value`, separated by commas."""
+    return b"%b%b}" % (body.opened, added) if added else body.opened.removesuffix(b",") + b"}"
+
+
+def members(body: Body) -> dict[str, Raw]:
+    """The body's members as they stand in it, to be changed and encoded again."""
+    members: dict[str, Raw] = _decode_members(completed(body, b""))
+    return members
 
 
 def estimate_tokens(prompt: bytes) -> int:
@@ -65,9 +105,22 @@ def estimate_tokens(prompt: bytes) -> int:
     return max(1, (len(prompt) - 3 * escapes) // BYTES_PER_TOKEN)
 
 
+def _has_added(seen: _Envelope) -> bool:
+    return (
+        seen.request_id is not UNSET
+        or seen.disaggregate_info is not UNSET
+        or seen.resume is not UNSET
+        or seen.prefill_on_decode is not UNSET
+        or seen.kv_transfer_params is not UNSET
+        or seen.bootstrap_host is not UNSET
+        or seen.bootstrap_port is not UNSET
+        or seen.bootstrap_room is not UNSET
+    )
+
+
 def _without_added(raw: bytes) -> bytes:
     """The same object without the members that the router adds: no reader may see two of a name."""
-    members: dict[str, Any] = _decode_object(raw)
+    members: dict[str, Any] = _decode_members(raw)
     for name in _ADDED:
         members.pop(name, None)
     return msgspec.json.encode(members)

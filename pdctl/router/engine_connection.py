@@ -1,4 +1,4 @@
-"""One kept-alive connection to an engine: finds the boundaries of its answers, and reports each read as one."""
+"""One kept-alive connection to an engine: finds where its answers end, and reports each read as it came."""
 
 import asyncio
 import socket
@@ -13,37 +13,41 @@ if TYPE_CHECKING:
     from pdctl.router.upstream import Call, Pool
 
 _NOT_RELAYED = HOP_BY_HOP | ROUTER_HEADERS | {b"content-length"}
+_HEAD_END = b"\r\n\r\n"
 
 
 class EngineConnection(asyncio.Protocol):
-    """Carries one call at a time; between two it is its pool's."""
+    """Carries one call at a time; between two it is its pool's.
+
+    A body is reported in the framing it came in: the parser looks for the end of an answer only.
+    """
 
     __slots__ = (
-        "_body",
         "_chunked",
         "_complete",
         "_head",
         "_headers",
         "_keep_alive",
         "_length",
-        "_new_head",
         "_parser",
         "_paused",
         "_pool",
-        "_received",
+        "_remaining",
+        "_skipped",
         "_sse",
         "_transport",
         "_unasked",
+        "_unread",
         "call",
         "idle_since",
     )
     _transport: asyncio.Transport
     _headers: list[bytes]
-    _body: list[bytes]  # of one read
     _head: Head | None
-    _new_head: Head | None  # not reported yet
     _length: int | None
-    _received: int  # bytes, until the head is complete
+    _remaining: int  # bytes of a body with a length
+    _unread: bytes  # an incomplete head
+    _skipped: int  # interim answers (1xx) before the head
 
     def __init__(self, pool: "Pool", call: "Call") -> None:
         self.call: Call | None = call
@@ -67,7 +71,7 @@ class EngineConnection(asyncio.Protocol):
             self.drop()
             return
         self._reset()
-        self._transport.write(b"".join(call.payload))
+        self._transport.write(call.payload)
 
     def drop(self) -> None:
         """Close at once, whatever is under way."""
@@ -97,25 +101,42 @@ class EngineConnection(asyncio.Protocol):
             self.begin(self.call)
 
     def data_received(self, data: bytes) -> None:
-        """Find the answer's boundaries in one read, and report the read as one."""
+        """Find out whether the answer ends with this read, and pass it on."""
         call = self.call
         if call is None:
             self.drop()  # nothing was asked
             return
-        sound = self._parse(data)
-        if not (sound or self._complete):
-            self.drop()
-            call.lost(Failure("invalid", "the answer is not valid HTTP"), answered=True)
+        head = self._head
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            if not self._complete:
+                self._fail(call)
+                return
+            self._unasked = True  # what comes after the end
+        if head is None:
+            head = self._head
+            body = self._body_after_head(data)
+            if body is None:
+                self._fail(call)
+                return
+            if head is None:
+                return
+        else:
+            body, head = data, None
+        if self._length is not None:
+            self._remaining -= len(body)
+            if self._remaining < 0:
+                body = body[: self._remaining]
+        elif self._unasked and self._chunked:  # where the answer ends in this read is not known
+            self._fail(call)
             return
-        body = b"".join(self._body)
-        head, self._new_head = self._new_head, None
-        self._body.clear()
         if not self._complete:
             if head is not None or body:
                 call.received(head, body, False)
             return
-        self._release(reusable=sound and self._keep_alive and not self._unasked)
-        call.received(head, body, True)
+        self._release(reusable=self._keep_alive and not self._unasked)
+        call.finished(head, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report what the end of the connection means for the call."""
@@ -124,11 +145,12 @@ class EngineConnection(asyncio.Protocol):
         if call is None:
             return
         if exc is None and self._head is not None and self._length is None and not self._chunked:
-            call.received(None, b"", True)  # a body without a length ends with its connection
+            call.finished(None, b"")  # a body without a length ends with its connection
             return
         reason = "the connection was closed" if exc is None else f"the connection was lost: {exc}"
         when = "before the answer" if self._head is None else "in the middle of the answer"
-        call.lost(Failure("dropped", f"{reason} {when}"), answered=self._received > 0)
+        answered = self._head is not None or bool(self._unread) or self._skipped > 0
+        call.lost(Failure("dropped", f"{reason} {when}"), answered=answered)
 
     # What the parser reports.
 
@@ -155,37 +177,44 @@ class EngineConnection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Called by the parser after the last header."""
         status = self._parser.get_status_code()
-        if status < 200 or self._complete:
+        if self._complete:
+            return
+        if status < 200:
+            self._skipped += 1
+            self._headers.clear()
             return
         self._keep_alive = self._parser.should_keep_alive()
-        self._head = self._new_head = Head(status, b"".join(self._headers), self._length, self._sse)
-
-    def on_body(self, data: bytes) -> None:
-        """Called by the parser with a piece of the body."""
-        if not self._complete:
-            self._body.append(data)
+        if self._length is not None:
+            self._remaining = self._length
+        self._head = Head(status, b"".join(self._headers), self._length, self._sse, self._chunked)
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of an answer, or of an interim one (1xx)."""
-        if self._head is None:
-            self._headers.clear()
-            return
-        self._complete = True
+        self._complete = self._head is not None
 
     def _reset(self) -> None:
-        self._headers, self._body = [], []
-        self._head = self._new_head = self._length = None
-        self._received = 0
+        self._headers = []
+        self._head = self._length = None
+        self._unread = b""
+        self._skipped = 0
         self._complete = self._chunked = self._sse = self._keep_alive = self._unasked = False
 
-    def _parse(self, data: bytes) -> bool:
+    def _body_after_head(self, data: bytes) -> bytes | None:
+        """What a read holds after the head; None if it cannot be told."""
+        if self._unread:
+            data = self._unread + data
         if self._head is None:
-            self._received += len(data)
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            return False
-        return self._head is not None or self._received <= 8 * self._pool.limits.head_bytes
+            self._unread = data
+            return b"" if len(data) <= self._pool.limits.head_bytes else None
+        self._unread = b""
+        end = data.find(_HEAD_END)
+        for _ in range(self._skipped):
+            end = data.find(_HEAD_END, end + 4)
+        return None if end < 0 else data[end + 4 :]
+
+    def _fail(self, call: "Call") -> None:
+        self.drop()
+        call.lost(Failure("invalid", "the answer is not valid HTTP"), answered=True)
 
     def _release(self, *, reusable: bool) -> None:
         self.call = None

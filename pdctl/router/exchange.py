@@ -1,255 +1,373 @@
-"""One request's life: from its pair's choice, over its legs' answers and failures, to the client's last byte."""
+"""One request's life: engines are chosen, attempts run and fail and are followed by others, until it is answered."""
 
 import logging
 from typing import TYPE_CHECKING
 
+from pdctl.router.answer import Answer, Receiver
+from pdctl.router.ask import Ask
+from pdctl.router.attempt import Attempt
 from pdctl.router.body import Body
-from pdctl.router.legs import DecodeLeg, Leg, PrefillLeg
-from pdctl.router.messages import REQUEST_ID, Failure, Head, Request
-from pdctl.router.openai_errors import error_event
-from pdctl.router.pairs import Pair
-from pdctl.router.selection import Pin, SelectionError
-from pdctl.router.server import Client
+from pdctl.router.legs import Leg
+from pdctl.router.messages import REQUEST_ID, SESSION, Failure, Head, Request
+from pdctl.router.metrics import CLIENT_LEFT
+from pdctl.router.report import report
+from pdctl.router.resume import ResumableStream
+from pdctl.router.selection import Choice, EnginesFullError, Pin, SelectionError
 
 if TYPE_CHECKING:
+    from pdctl.router.api_keys import ApiKey
     from pdctl.router.app import Router
+    from pdctl.router.tracing import RequestTrace, Tracing
 
 log = logging.getLogger(__name__)
 
-CLIENT_LEFT = 499  # in metrics only
-_ATTEMPTS = 2
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # an engine's answers that another engine may better
 
 
 class Exchange:
-    """A request at its engines. It is in flight until the client has its answer and no leg is open.
+    """A request. It is in flight until the client has its answer and no leg is open.
 
-    Before the decode's head has come, nothing is sent to the client: until then any failure becomes a clean answer,
-    and one to connect becomes a second attempt. From then on the decode alone decides: it knows whether it misses
-    its prefill.
+    Before a decode's head has come, nothing is sent to the client: until then any failure becomes another attempt or
+    a clean answer. From then on the decode alone decides: it knows whether it misses its prefill.
     """
 
     __slots__ = (
-        "_answering",
-        "_attempt",
-        "_body",
-        "_client",
-        "_decode",
+        "_avoided",
+        "_deadline",
         "_done",
-        "_event_stream",
-        "_pair",
         "_pin",
-        "_prefill",
-        "_request",
-        "_router",
-        "_started",
-        "_status",
-        "_tail",
-        "deadline",
+        "aborted",
+        "added",
+        "answer",
+        "ask",
+        "attempt",
+        "attempts",
+        "body",
+        "client",
+        "error",
+        "fallback",
         "id",
+        "key",
+        "queued",
+        "request",
+        "resumes",
+        "router",
+        "started",
+        "trace",
+        "wait_until",
     )
-    _decode: DecodeLeg
-    _pair: Pair
-    _prefill: PrefillLeg | None
+    attempt: Attempt | None  # the last one
 
     def __init__(
-        self, router: "Router", client: Client, request: Request, body: Body, request_id: str, pin: Pin | None
+        self,
+        router: "Router",
+        client: Receiver,
+        request: Request,
+        body: Body,
+        request_id: str,
+        pin: Pin | None,
+        key: "ApiKey | None",
     ) -> None:
         self.id = request_id
-        self._router = router
-        self._client = client
-        self._request = request
-        self._body = body
+        self.router = router
+        self.client = client
+        self.request = request
+        self.body = body
+        self.key = key  # the client's
+        self.ask = Ask(body.tokens, request.headers.get(SESSION) or body.user.encode(), body.prompt)
+        self.answer = Answer(client, router.metrics)
+        self.attempt = None
+        self.trace = None if router.tracing is None else _trace(router.tracing, request, request_id, body.model)
+        self.started = router.now()
+        self.attempts = self.resumes = 0
+        self.queued = 0.0  # seconds
+        self.added = 0.0  # seconds that the router itself took
+        self.error = ""  # what went wrong, for the log
+        self.fallback = ""  # why no prefill engine computed the prompt
+        self.aborted = False  # on an operator's word: not tried again
+        self.wait_until = 0.0  # in the queue
         self._pin = pin
-        self._attempt = 0
-        self._started = router.now()
-        self.deadline = self._started + router.settings.request_timeout
-        self._answering = False  # the decode's head has been passed on
+        self._avoided: tuple[str, ...] = ()  # engines that have failed this request, the last one last
+        self._deadline = self.started + router.settings.request_timeout
         self._done = False  # the client has its answer, or has left
-        self._status = 0
-        self._event_stream = False
-        self._tail = b""  # of an event stream so far
+
+    @property
+    def model(self) -> str:
+        """The model's label in figures and queues."""
+        return self.router.models.label(self.body.model)
 
     @property
     def engine_id(self) -> str:
-        """The request's id at its engines: one of them may still know the first attempt's."""
-        return f"{self.id}-retry{self._attempt}" if self._attempt else self.id
+        """The request's id at its engines: one of them may still know an earlier attempt's."""
+        return f"{self.id}-retry{self.attempts - 1}" if self.attempts > 1 else self.id
 
     def start(self) -> None:
-        """Choose a pair and send the request. SelectionError if there is none."""
-        pair = self._router.selector.choose(self._pin)
-        self._router.in_flight[self.id] = self
-        self._send(pair)
+        """Choose engines and send the request, or let it wait for some. SelectionError if there are none."""
+        try:
+            choice = self._choose()
+        except EnginesFullError:
+            self.router.in_flight[self.id] = self
+            self._wait(self.router.settings.queue_timeout)
+            return
+        self.router.in_flight[self.id] = self
+        self._send(choice)
 
     def cut(self, status: int, reason: str, code: str) -> None:
         """End the request now, with an error if the client has no answer yet."""
-        self._cancel_legs()
-        if self._done:
-            self.leg_closed()
-        elif self._answering:
-            self._break_off(status, reason, code)
-        else:
-            self._reply_error(status, reason, code)
+        if self.attempt is not None:
+            self.attempt.drop()
+        if not self._done:
+            self._fail(status, reason, code)
+        self.leg_closed()
 
-    def expire(self) -> None:
-        """End the request because its time is over."""
-        late = [leg for leg in (self._prefill, self._decode) if leg is not None and leg.open]
+    def abort(self) -> None:
+        """An operator ends the request: it is not tried again. Engines that take no such word lose their clients."""
+        self.aborted = True
+        if self.attempt is None or not self.attempt.pair.protocol.takes_aborts:
+            self.cut(499, "the request was aborted", "aborted")
+
+    def check(self, now: float) -> None:
+        """End the request if its time is over."""
+        if now < self._deadline:
+            return
+        late = self.attempt.waits_for() if self.attempt is not None else []
         for leg in late:
-            self._router.metrics.leg_failures[leg.instance.registration.role, "timeout"] += 1
-        names = " and ".join(leg.instance.name for leg in late)
-        waited = "the end of the answer" if self._answering else "an answer"
-        limit = self._router.settings.request_timeout
-        self.cut(504, f"{names}: waited {limit:g} s for {waited}", "timeout")
+            self.router.metrics.leg_failures[leg.instance.registration.role, "timeout"] += 1
+        names = " and ".join(leg.instance.name for leg in late) or "the queue"
+        waited = "the end of the answer" if self.answer.begun else "an answer"
+        self.cut(504, f"{names}: waited {self.router.settings.request_timeout:g} s for {waited}", "timeout")
+
+    def engine_hangs(self, key: str, reason: str) -> None:
+        """Expect no answer of an engine any more, if another one can take its place."""
+        legs = [leg for leg in self.attempt.waits_for() if leg.instance.key == key] if self.attempt is not None else []
+        if not legs or not (self._done or self._has_alternative(key)):
+            return
+        for leg in legs:
+            if not leg.over:
+                leg.drop()
+                leg.failed(Failure("hung", reason))
 
     # What the client's connection reports.
 
     def client_left(self) -> None:
-        """Close both legs' connections: their engines give the request up."""
-        self._cancel_legs()
+        """Let the engines give the request up."""
+        if self.attempt is not None:
+            self.attempt.abandon()
         if not self._done:
+            self.error = self.error or "the client left"
             self._finish(CLIENT_LEFT)
 
     def pause(self) -> None:
         """Pass a slow client's back-pressure on to the decode."""
-        if self._decode.call is not None:
-            self._decode.call.pause()
+        if self.attempt is not None:
+            self.attempt.pause()
 
     def resume(self) -> None:
         """Let the decode's answer come again."""
-        if self._decode.call is not None:
-            self._decode.call.resume()
+        if self.attempt is not None:
+            self.attempt.resume()
 
-    # What the legs report.
+    # What the queue reports.
 
-    def prefill_refuses(self) -> None:
-        """The prefill's answer will be an error: the decode would wait in vain."""
-        if not self._answering:
-            self._decode.cancel()
+    def try_again(self) -> bool:
+        """Ask for engines once more; False to go on waiting."""
+        try:
+            choice = self._choose()
+        except EnginesFullError:
+            return False
+        except SelectionError as error:
+            if self.answer.begun:
+                return False  # an engine that comes back can go on with the stream
+            self.wait_until = 0.0
+            self._fail(error.status, str(error), error.code)
+            return True
+        self._send(choice)
+        return True
 
-    def prefill_refused(self, leg: Leg, head: Head, body: bytes) -> None:
-        """The prefill's error is complete."""
-        if self._answering or self._done:
-            self.leg_closed()
-            return
-        message = f"{leg.instance.name} answered {head.status}"
-        log.warning("request %s: %s", self.id, message)
-        if not body:
-            self._reply_error(head.status, message, "prefill_failed")
-            return
-        self._finish(head.status)
-        self._client.start(head.status, head.headers + self._own_headers(), len(body))
-        self._client.write(body, end=True)
-
-    def prefill_failed(self, leg: Leg, failure: Failure) -> None:
-        """The prefill is gone."""
-        self._note(leg, failure)
-        if self._answering or self._done:
-            self.leg_closed()
-            return
-        self._decode.cancel()
-        self._retry_or_reply(leg, failure)
-
-    def decode_received(self, head: Head | None, body: bytes, end: bool) -> None:
-        """Pass a piece of the decode's answer on."""
-        if head is not None:
-            self._begin(head)
-        if self._event_stream:
-            self._tail = body[-4:] if len(body) >= 4 else (self._tail + body)[-4:]
-        if end:
-            self._finish(self._status)
-        self._client.write(body, end=end)
-
-    def decode_failed(self, leg: Leg, failure: Failure) -> None:
-        """The decode is gone."""
-        self._note(leg, failure)
-        if self._prefill is not None:
-            self._prefill.cancel()
-        if self._answering:
-            self._break_off(502, f"{leg.instance.name}: {failure.reason}", "decode_failed")
+    def waited_too_long(self) -> None:
+        """Give up waiting."""
+        self.wait_until = 0.0
+        self.router.metrics.queue_rejected[self.model, "timeout"] += 1
+        if self.answer.begun:
+            self._fail(503, "the stream broke, and no engine could go on with it in time", "no_instance")
         else:
-            self._retry_or_reply(leg, failure)
+            self._fail(429, "every engine is full, and none became free in time", "overloaded")
+
+    # What the attempt reports.
+
+    def received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
+        """A piece of the answer."""
+        answer = self.answer
+        if head is not None:
+            self._begin(leg, head)
+        if answer.stream is not None:
+            answer.pass_on(body, self.router.now(), end=end)
+            self._follow(leg, answer.stream, end=end)
+            return
+        if not end:
+            answer.pass_on(body, self.router.now(), end=False)
+            return
+        self._done = True
+        self.leg_closed()  # before the client's next request begins
+        answer.pass_on(body, self.router.now(), end=True)
+        report(self, answer.status)
+
+    def refused(self, leg: Leg, head: Head) -> None:
+        """An engine's answer is an error."""
+        if self.answer.begun or self._done:
+            self.leg_closed()
+            return
+        if head.status in _RETRIED and self._retry(leg.instance.key):
+            return
+        self.error = f"{leg.instance.name} answered {head.status}"
+        log.warning("request %s: %s", self.id, self.error)
+        headers = self._own_headers()
+        self._finish(head.status)
+        self.answer.refuse(head, leg.answer, headers)
+
+    def failed(self, leg: Leg, failure: Failure) -> None:
+        """An engine is gone."""
+        if self._done:
+            self.leg_closed()
+        elif self.answer.begun:
+            if not self._resume(leg.instance.key):
+                self._fail(502, f"{leg.instance.name}: {failure.reason}", "decode_failed")
+        elif not self._retry(leg.instance.key):
+            code = f"{leg.instance.registration.role}_failed"
+            self._fail(502, f"{leg.instance.name}: {failure.reason}", code)
+
+    def falls_back(self, reason: str) -> None:
+        """The decode computes the prompt, though there was a prefill."""
+        self.fallback = reason
+        self.router.metrics.fallbacks[reason] += 1
 
     def leg_closed(self) -> None:
         """The request is over when both sides are."""
-        if self._done and not self._decode.open and (self._prefill is None or not self._prefill.open):
-            self._router.forget(self)
+        if self._done and (self.attempt is None or not self.attempt.open):
+            self.router.forget(self)
 
-    def _send(self, pair: Pair) -> None:
-        router, request, tokens = self._router, self._request, self._body.tokens
-        bodies = router.protocol.bodies(self._body, self.engine_id, pair)
-        headers = b"%b%b: %b\r\n" % (request.forwarded, REQUEST_ID, self.engine_id.encode())
-        self._pair = pair
-        self._prefill = None
-        self._decode = DecodeLeg(self, pair.decode, tokens)
-        if pair.prefill is not None and bodies.prefill is not None:
-            self._prefill = PrefillLeg(self, pair.prefill, tokens)
-            self._call(self._prefill, headers, bodies.prefill)
-            router.metrics.pairs[pair.prefill.key, pair.decode.key] += 1
-        self._call(self._decode, headers, bodies.decode)
-
-    def _call(self, leg: PrefillLeg | DecodeLeg, headers: bytes, body: bytes) -> None:
-        head = leg.instance.request_head(b"POST", self._request.target, headers, len(body))
-        leg.call = leg.instance.pool.send((head, body), leg)
-
-    def _begin(self, head: Head) -> None:
-        self._answering = True
-        self._status = head.status
-        self._event_stream = head.event_stream and head.length is None
-        if head.status >= 400 and self._prefill is not None:
-            self._prefill.cancel()
-        self._client.start(head.status, head.headers + self._own_headers(), head.length)
-
-    def _note(self, leg: Leg, failure: Failure) -> None:
-        """Count a failure, and see to it that an engine that is gone gets no more requests."""
-        router, instance = self._router, leg.instance
-        router.metrics.leg_failures[instance.registration.role, failure.kind] += 1
-        log.warning("request %s: %s: %s", self.id, instance.name, failure.reason)
-        if failure.kind == "connect":
-            router.registry.take_out(instance, failure.reason)
-        else:
-            router.health.probe_soon(instance)
-
-    def _retry_or_reply(self, leg: Leg, failure: Failure) -> None:
-        if failure.kind == "connect" and self._retry():
-            return
-        code = "decode_failed" if leg is self._decode else "prefill_failed"
-        self._reply_error(502, f"{leg.instance.name}: {failure.reason}", code)
-
-    def _retry(self) -> bool:
-        if self._pin is not None or self._attempt + 1 >= _ATTEMPTS:
-            return False
+    def _choose(self) -> Choice:
+        selector = self.router.selector
+        if self._pin is not None:
+            return selector.pinned(self.body, self._pin)
         try:
-            pair = self._router.selector.choose()
+            return selector.choose(self.body, self.ask, self._avoided)
         except SelectionError:
-            return False  # the failure that led here is the better answer
-        self._attempt += 1
-        self._router.metrics.retries += 1
-        self._send(pair)
+            if len(self._avoided) < 2:
+                raise
+            return selector.choose(self.body, self.ask, self._avoided[-1:])  # the others may have come back
+
+    def _has_alternative(self, key: str) -> bool:
+        try:
+            self.router.selector.choose(self.body, self.ask, (key,))
+        except (SelectionError, EnginesFullError):
+            return False
         return True
 
-    def _reply_error(self, status: int, message: str, code: str) -> None:
-        self._finish(status)
-        self._client.error(status, message, code=code, headers=self._own_headers())
+    def _send(self, choice: Choice) -> None:
+        router = self.router
+        began = router.now()
+        self.wait_until = 0.0
+        self.attempts += 1
+        if choice.skipped:
+            router.metrics.pd_skipped.value += 1
+        if choice.fallback is not None:
+            self.falls_back(choice.fallback)
+        resumption = self.answer.stream.resumption() if self.answer.stream is not None else b""
+        self.attempt = Attempt(self, choice, self.engine_id, resumption)
+        if self.attempts == 1:
+            self.queued = began - self.started
+            self.added = router.now() - began
 
-    def _break_off(self, status: int, message: str, code: str) -> None:
-        """Tell a client in the middle of its answer that there is no more; never let it look complete."""
-        log.warning("request %s: broken off: %s", self.id, message)
-        self._router.metrics.broken_streams += 1
-        self._finish(self._status)
-        between_events = self._event_stream and (not self._tail or self._tail.endswith((b"\n\n", b"\r\n\r\n")))
-        self._client.break_off(error_event(status, message, code) if between_events else None)
+    def _wait(self, seconds: float) -> None:
+        self.wait_until = self.router.now() + seconds
+        if not self.router.admission.enqueue(self.model, self):
+            self.wait_until = 0.0
+            self.router.metrics.queue_rejected[self.model, "full"] += 1
+            self._fail(429, "every engine is full, and so is the queue", "overloaded")
+
+    def _retry(self, culprit: str) -> bool:
+        """Send the request elsewhere, nothing having been sent to the client."""
+        limits = self.router.settings.limits
+        late = self.router.now() - self.started > limits.retry_deadline
+        if self.aborted or self._pin is not None or self.attempts >= limits.attempts or late:
+            return False
+        self._avoid(culprit)
+        try:
+            choice = self._choose()
+        except EnginesFullError:
+            self._wait(self.router.settings.queue_timeout)
+            return True
+        except SelectionError:
+            return False  # the failure that led here is the better answer
+        self.router.metrics.retries.value += 1
+        self._send(choice)
+        return True
+
+    def _resume(self, culprit: str) -> bool:
+        """Have another pair go on with a stream, after what the client has already got."""
+        limits = self.router.settings.limits
+        if self.answer.stream is None or self.aborted or self._pin is not None or self.resumes >= limits.resumes:
+            return False
+        self.resumes += 1
+        self.router.metrics.resumes.value += 1
+        self._avoid(culprit)
+        log.warning("request %s: goes on elsewhere after %d tokens", self.id, self.answer.stream.tokens)
+        self.wait_until = self.router.now() + limits.resume_wait
+        if not self.try_again():
+            self._wait(limits.resume_wait)
+        return True
+
+    def _avoid(self, culprit: str) -> None:
+        self._avoided = (*(key for key in self._avoided if key != culprit), culprit)
+
+    def _begin(self, leg: Leg, head: Head) -> None:
+        answer, protocol = self.answer, leg.instance.protocol
+        if answer.begun:
+            answer.continue_with(head)
+            return
+        resumable = protocol.resumable and self.body.stream and self.body.n == 1
+        answer.begin(head, self._own_headers(), ResumableStream(self.id) if resumable else None)
+
+    def _follow(self, leg: Leg, stream: ResumableStream, *, end: bool) -> None:
+        """See whether a resumable stream has ended, well or not."""
+        if end and stream.complete:
+            self._finish(self.answer.status)
+        elif end or stream.failure() is not None:
+            leg.drop()
+            reason = "the stream ended early" if end else "the engine ended the stream with an error"
+            leg.failed(Failure("dropped", reason))
+
+    def _fail(self, status: int, message: str, code: str) -> None:
+        self.error = message
+        if self.answer.begun:
+            log.warning("request %s: broken off: %s", self.id, message)
+            self.router.metrics.broken_streams.value += 1
+            self._finish(self.answer.status)
+            self.answer.break_off(status, message, code)
+        else:
+            headers = self._own_headers()
+            self._finish(status)
+            self.answer.error(status, message, code, headers)
 
     def _finish(self, status: int) -> None:
-        now = self._router.now()
         self._done = True
-        self.deadline = now + self._router.settings.limits.prefill_linger
-        self._router.metrics.finished(self._request.path, status, now - self._started)
-        log.debug("request %s: %s: %d in %.3f s", self.id, self._pair.name, status, now - self._started)
+        if self.wait_until:
+            self.wait_until = 0.0
+            self.router.admission.leave(self.model, self)
+        self._deadline = self.router.now() + self.router.settings.limits.prefill_linger
         self.leg_closed()
-
-    def _cancel_legs(self) -> None:
-        self._decode.cancel()
-        if self._prefill is not None:
-            self._prefill.cancel()
+        report(self, status)
 
     def _own_headers(self) -> bytes:
-        return b"%b: %b\r\n%b" % (REQUEST_ID, self.id.encode(), self._pair.headers)
+        """The router's headers of the answer."""
+        own = b"%b: %b\r\n" % (REQUEST_ID, self.id.encode())
+        if self.attempt is not None:
+            own += self.attempt.pair.headers
+        if self.fallback:
+            own += b"x-router-fallback: %b\r\n" % self.fallback.encode()
+        return own
+
+
+def _trace(tracing: "Tracing", request: Request, request_id: str, model: str) -> "RequestTrace":
+    return tracing.begin(request.path.decode("latin-1"), request.forwarded, request_id, model)

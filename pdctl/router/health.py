@@ -9,14 +9,16 @@ from pdctl.router.settings import Limits
 
 
 async def probe(instance: Instance) -> None:
-    """Ask an engine whether it is healthy; FetchError says what is wrong."""
-    status = await fetch(instance, b"GET", b"/health", timeout=instance.pool.limits.probe_timeout)
-    if status != 200:
-        raise FetchError(f"/health answers {status}")
+    """Ask an engine whether it is healthy, and what its protocol needs to know. FetchError says what is wrong."""
+    timeout = instance.pool.limits.probe_timeout
+    answer = await fetch(instance.pool, b"GET", b"/health", timeout=timeout)
+    if answer.status != 200:
+        raise FetchError(f"/health answers {answer.status}")
+    await instance.protocol.learn(instance)
 
 
 class HealthChecks:
-    """Takes out engines that are not healthy."""
+    """Takes out engines that are not healthy, and brings them in again."""
 
     def __init__(self, registry: Registry, limits: Limits) -> None:
         self._registry = registry
@@ -25,12 +27,12 @@ class HealthChecks:
         self._next = asyncio.get_running_loop().time() + limits.probe_interval
 
     def check(self, now: float) -> None:
-        """Probe every live engine when it is time to. Called once a tick."""
-        if now < self._next:
-            return
-        self._next = now + self._limits.probe_interval
+        """Probe live engines when it is time to, and the others each time. Called once a tick."""
+        due = now >= self._next
+        if due:
+            self._next = now + self._limits.probe_interval
         for instance in self._registry.instances.values():
-            if instance.live:
+            if due or not instance.live:
                 self.probe_soon(instance)
 
     def probe_soon(self, instance: Instance) -> None:
@@ -47,13 +49,26 @@ class HealthChecks:
             task.cancel()
 
     async def _probe(self, instance: Instance) -> None:
+        engine_id = instance.engine_id
         try:
             await probe(instance)
         except FetchError as error:
-            instance.failures += 1
-            if error.unreachable:
-                self._registry.take_out(instance, str(error))
-            elif instance.failures >= self._limits.probe_failures:
-                self._registry.take_out(instance, f"{error} ({instance.failures} times in a row)")
+            self._failed(instance, error)
         else:
-            instance.failures = 0
+            self._succeeded(instance, renewed=instance.engine_id != engine_id)
+
+    def _failed(self, instance: Instance, error: FetchError) -> None:
+        instance.failures += 1
+        instance.successes = 0
+        if error.unreachable:
+            self._registry.take_out(instance, str(error))
+        if instance.failures == self._limits.probe_failures:
+            self._registry.give_up(instance, f"{error} ({instance.failures} times in a row)")
+
+    def _succeeded(self, instance: Instance, *, renewed: bool) -> None:
+        instance.failures = 0
+        instance.successes += 1
+        if self._registry.instances.get(instance.key) is not instance:
+            return  # removed while it was asked
+        if renewed or (not instance.live and instance.successes >= self._limits.probe_successes):
+            self._registry.bring_in(instance)

@@ -2,74 +2,105 @@
 
 from typing import TYPE_CHECKING
 
+from pdctl.router.breaker import State
+from pdctl.router.dechunker import Dechunker
 from pdctl.router.instance import Instance
-from pdctl.router.load import Assignment
 from pdctl.router.messages import Failure, Head
 from pdctl.router.upstream import Call
 
 if TYPE_CHECKING:
-    from pdctl.router.exchange import Exchange
+    from pdctl.router.attempt import Attempt
+    from pdctl.router.tracing import LegTrace
 
-_MAX_ERROR = 1024 * 1024  # of a prefill's error body
+_MAX_ERROR = 1024 * 1024  # of an engine's error body
 
 
-class Leg:
-    """A call to one engine, open until its answer is complete, has failed, or is cancelled."""
+class Leg(Call):
+    """A call to one engine, which is the engine's load from now until it is closed."""
 
-    __slots__ = ("_assignment", "call", "exchange", "instance")
+    __slots__ = (
+        "_answer",
+        "_closed",
+        "_dechunker",
+        "_kept",
+        "_tokens",
+        "attempt",
+        "head",
+        "instance",
+        "on_trial",
+        "trace",
+    )
 
-    def __init__(self, exchange: "Exchange", instance: Instance, tokens: int) -> None:
-        self.exchange = exchange
+    def __init__(self, attempt: "Attempt", instance: Instance, tokens: int) -> None:
+        super().__init__(instance.pool, b"")
+        self.attempt = attempt
         self.instance = instance
-        self.call: Call | None = None
-        self._assignment = Assignment(instance.load, tokens)
+        self.head: Head | None = None  # of an answer that is kept
+        self.on_trial = instance.breaker.state is State.HALF_OPEN  # its fate decides over the engine's breaker
+        self._closed = False
+        self._tokens = tokens
+        self._answer: list[bytes] = []
+        self._kept = 0
+        self._dechunker: Dechunker | None = None
+        self.trace: LegTrace | None = None
+        instance.load.add(tokens)
+
+    def close(self, error: str = "") -> None:
+        """The engine is done with the request; only the first call counts."""
+        if not self._closed:
+            self._closed = True
+            self.instance.load.remove(self._tokens)
+            if self.trace is not None:
+                self.trace.end(self.head.status if self.head is not None else None, error=error)
+
+    def drop(self) -> None:
+        """Close its connection, so that the engine gives the request up."""
+        if not self.over:
+            self.cancel()
+        self.close("dropped")
+
+    def keep(self, head: Head | None, body: bytes, limit: int) -> bool:
+        """Collect an answer; False if it grows too large."""
+        if head is not None:
+            self.head = head
+            self._dechunker = Dechunker() if head.chunked else None
+        self._kept += len(body)
+        if self._kept > limit:
+            return False
+        self._answer.append(body if self._dechunker is None else self._dechunker.feed(body))
+        return True
 
     @property
-    def open(self) -> bool:
-        """Whether an answer, or its rest, is still to come."""
-        return self.call is not None
-
-    def close(self) -> None:
-        """The engine is done with the request."""
-        self.call = None
-        self._assignment.release()
-
-    def cancel(self) -> None:
-        """Close its connection, so that the engine gives the request up."""
-        if self.call is not None:
-            self.call.cancel()
-            self.close()
+    def answer(self) -> bytes:
+        """The body that has been kept."""
+        return b"".join(self._answer)
 
 
 class PrefillLeg(Leg):
-    """Its answer matters only if it is an error."""
+    """Its answer matters if it is an error, or if the decode needs it."""
 
-    __slots__ = ("_body", "_error")
-
-    def __init__(self, exchange: "Exchange", instance: Instance, tokens: int) -> None:
-        super().__init__(exchange, instance, tokens)
-        self._error: Head | None = None
-        self._body = b""
+    __slots__ = ()
 
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
-        """Drain a success; keep an error for the client."""
+        """Drain a success that nobody needs; keep what matters."""
+        attempt = self.attempt
         if head is not None and not 200 <= head.status < 300:
-            self._error = head
-            self.exchange.prefill_refuses()
-        if self._error is not None and len(self._body) < _MAX_ERROR:
-            self._body += body
-        if not end:
-            return
-        self.close()
-        if self._error is None:
-            self.exchange.leg_closed()
-        else:
-            self.exchange.prefill_refused(self, self._error, self._body)
+            self.keep(head, body, _MAX_ERROR)
+            attempt.prefill_refuses()
+        elif self.head is not None or attempt.sequential:
+            limit = attempt.limits.prefill_answer_bytes if attempt.sequential else _MAX_ERROR
+            if not self.keep(head, body, limit):
+                self.drop()
+                attempt.prefill_failed(self, Failure("invalid", f"its answer is larger than {limit} bytes"))
+                return
+        if end:
+            self.close()
+            attempt.prefill_ended(self)
 
     def failed(self, failure: Failure) -> None:
         """The engine is gone."""
-        self.close()
-        self.exchange.prefill_failed(self, failure)
+        self.close(failure.reason)
+        self.attempt.prefill_failed(self, failure)
 
 
 class DecodeLeg(Leg):
@@ -78,12 +109,19 @@ class DecodeLeg(Leg):
     __slots__ = ()
 
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
-        """Pass one read on as one write."""
+        """Pass one read on as one write; keep an error, which may be followed by another attempt."""
         if end:
             self.close()
-        self.exchange.decode_received(head, body, end)
+        if self.head is None and (head is None or head.status < 400):
+            self.attempt.decode_received(self, head, body, end)
+            return
+        if not self.keep(head, body, _MAX_ERROR):
+            self.drop()
+            self.attempt.decode_failed(self, Failure("invalid", f"its error is larger than {_MAX_ERROR} bytes"))
+        elif end and self.head is not None:
+            self.attempt.decode_refused(self, self.head)
 
     def failed(self, failure: Failure) -> None:
         """The engine is gone."""
-        self.close()
-        self.exchange.decode_failed(self, failure)
+        self.close(failure.reason)
+        self.attempt.decode_failed(self, failure)

@@ -9,7 +9,25 @@ from pdctl.errors import PdctlError, PlanError
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address. PlanError names a taken port and, where it can be seen, the process that has it."""
+    """A listening socket. PlanError names a taken port and, where it can be seen, the process that has it."""
+    sock = _bind(host, port)
+    sock.listen()
+    return sock
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps an address for those of `share`, and does not listen. Errors as of `bind`."""
+    with bind(host, port) as sock:  # alone: an address that is shared already would be shared with us, too
+        port = sock.getsockname()[1]
+    return share(host, port)
+
+
+def share(host: str, port: int) -> socket.socket:
+    """A socket bound to an address that others share; the kernel spreads connections over those that listen."""
+    return _bind(host, port, shared=True)
+
+
+def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -17,10 +35,9 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise PdctlError(f"--host {host}: {error.strerror}") from None
     sock = socket.socket(family, kind, protocol)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-        sock.listen()
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:

@@ -1,37 +1,49 @@
-"""How much each engine has to do, as the router knows it."""
+"""How much each engine has to do, as the router's workers know it together."""
 
-from dataclasses import dataclass
 from itertools import count
 
 _turns = count(1)
 
 
-@dataclass(slots=True)
 class Load:
-    """What has been assigned to an engine and is not finished yet."""
+    """What has been assigned to an engine and is not finished yet.
 
-    requests: int = 0
-    tokens: int = 0  # of their prompts, estimated
-    assigned: int = 0  # requests since the start
-    turn: int = 0  # when it was assigned a request last; breaks ties, so that equals take turns
+    With several workers, each writes its own numbers into the engine's row of the shared table, and reads all of them.
+    """
 
+    __slots__ = ("_mine", "_requests", "_row", "_tokens", "assigned", "turn")
 
-class Assignment:
-    """One request's part of an engine's load, from its creation to its release."""
+    def __init__(self, row: memoryview | None = None, worker: int = 0) -> None:
+        self.assigned = 0  # requests since the start, by this worker
+        self.turn = 0  # when it was assigned a request last; breaks ties, so that equals take turns
+        self._requests = 0
+        self._tokens = 0
+        self._row = row  # [requests of worker 0, its tokens, requests of worker 1, ...]
+        self._mine = 2 * worker
 
-    __slots__ = ("_load", "_tokens")
+    @property
+    def requests(self) -> int:
+        """Requests at the engine."""
+        return self._requests if self._row is None else sum(self._row[::2])
 
-    def __init__(self, load: Load, tokens: int) -> None:
-        load.requests += 1
-        load.tokens += tokens
-        load.assigned += 1
-        load.turn = next(_turns)
-        self._load: Load | None = load
-        self._tokens = tokens
+    @property
+    def tokens(self) -> int:
+        """Tokens of their prompts, estimated."""
+        return self._tokens if self._row is None else sum(self._row[1::2])
 
-    def release(self) -> None:
-        """Take the request off the engine's load; only the first call counts."""
-        load, self._load = self._load, None
-        if load is not None:
-            load.requests -= 1
-            load.tokens -= self._tokens
+    def add(self, tokens: int) -> None:
+        """Count a request that is being assigned."""
+        self.assigned += 1
+        self.turn = next(_turns)
+        self._change(1, tokens)
+
+    def remove(self, tokens: int) -> None:
+        """Take a request off."""
+        self._change(-1, -tokens)
+
+    def _change(self, requests: int, tokens: int) -> None:
+        self._requests += requests
+        self._tokens += tokens
+        if self._row is not None:
+            self._row[self._mine] = self._requests
+            self._row[self._mine + 1] = self._tokens

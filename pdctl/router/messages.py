@@ -28,11 +28,9 @@ DECODE_URL = b"x-router-decode-url"
 ROUTER_HEADERS = frozenset({REQUEST_ID, PREFILL_URL, DECODE_URL})
 
 # Request headers that the router reads itself, by name; all others go to the engines as they came.
-READ_HERE = (
-    HOP_BY_HOP
-    | ROUTER_HEADERS
-    | {b"host", b"content-length", b"expect", b"accept-encoding", b"authorization", TOKEN_HEADER}
-)
+READ_HERE = HOP_BY_HOP | ROUTER_HEADERS | {b"host", b"content-length", b"expect", b"accept-encoding", TOKEN_HEADER}
+SESSION = b"x-session-id"
+ALSO_READ = frozenset({b"authorization", SESSION})  # and forwarded
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -43,7 +41,7 @@ class Request(msgspec.Struct, frozen=True):
     method: bytes
     target: bytes  # path and query, as sent
     path: bytes
-    headers: dict[bytes, bytes]  # those of READ_HERE
+    headers: dict[bytes, bytes]  # those of READ_HERE and ALSO_READ
     forwarded: bytes  # header lines for the engines
     body: bytes
     http11: bool
@@ -64,12 +62,13 @@ class Head(NamedTuple):
     headers: bytes
     length: int | None  # of the body; None: known at its end
     event_stream: bool  # uncompressed SSE
+    chunked: bool  # the body comes in HTTP's chunks
 
 
 class Failure(NamedTuple):
-    """Why a call has no whole answer: no connection, a connection that ended too early, or one that is not HTTP."""
+    """Why a call has no whole answer: no connection, one that ended too early or is not HTTP, a hanging engine."""
 
-    kind: Literal["connect", "dropped", "invalid"]
+    kind: Literal["connect", "dropped", "invalid", "hung"]
     reason: str
 
 

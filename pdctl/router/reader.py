@@ -5,7 +5,7 @@ from typing import Literal
 
 import httptools
 
-from pdctl.router.messages import READ_HERE, Refusal, Request
+from pdctl.router.messages import ALSO_READ, READ_HERE, Refusal, Request
 from pdctl.router.settings import Limits
 
 Phase = Literal["idle", "head", "body"]
@@ -78,7 +78,8 @@ class RequestReader:
         name = name.lower()
         if name not in READ_HERE:
             self._forwarded.append(b"%b: %b\r\n" % (name, value))
-            return
+            if name not in ALSO_READ:
+                return
         earlier = self._headers.get(name)
         self._headers[name] = value if earlier is None else earlier + b"," + value
 
@@ -114,8 +115,6 @@ class RequestReader:
             return
         url, headers, body = self._url, self._headers, self._body
         path = _path(url)
-        if b"authorization" in headers:
-            self._forwarded.append(b"authorization: %b\r\n" % headers[b"authorization"])
         self.ready.append(
             Request(
                 method=self._parser.get_method(),

@@ -1,17 +1,21 @@
-"""The engines that have registered, and which of them get requests."""
+"""The engines that the router knows, and which of them get requests."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from pdctl.router.breaker import State
 from pdctl.router.fetch import FetchError
-from pdctl.router.instance import Instance, Registration, Role, address
-from pdctl.router.pairs import Pair, mismatch
+from pdctl.router.groups import Group
+from pdctl.router.instance import Instance, Registration, Role
+from pdctl.router.load import Load
 from pdctl.router.settings import Settings
+from pdctl.router.upstream import address
 
 log = logging.getLogger(__name__)
 
 Probe = Callable[[Instance], Awaitable[None]]  # GET /health; FetchError says what is wrong
+LoadOf = Callable[[str], Load]  # the load of the instance with this key
 
 
 class RegistrationError(Exception):
@@ -19,98 +23,173 @@ class RegistrationError(Exception):
 
 
 class Registry:
-    """All instances by `host:port`.
+    """All instances by `host:port`. `groups` holds those that get requests, by the model that they serve."""
 
-    `prefill`, `decode` and `mixed` hold those that get requests, `paired` the prefill ones that have a decode partner.
-    """
-
-    def __init__(self, settings: Settings, probe: Probe) -> None:
+    def __init__(self, settings: Settings, probe: Probe, load_of: LoadOf) -> None:
         self.instances: dict[str, Instance] = {}
-        self.prefill: list[Instance] = []
-        self.decode: list[Instance] = []
-        self.mixed: list[Instance] = []
-        self.paired: list[Instance] = []
+        self.groups: dict[str, Group] = {}
+        self.on_change: Callable[[], None] = _nothing  # called whenever other instances get requests
+        self.on_hung: Callable[[Instance, str], None] = _nothing  # called when an instance is not expected to answer
         self._settings = settings
         self._probe = probe
+        self._load_of = load_of
         self._now = asyncio.get_running_loop().time
-        self._partners: dict[str, list[Instance]] = {}
-        self._pairs: dict[tuple[str, str], Pair] = {}
+        self._removed: dict[str, float] = {}  # by an operator, and when they registered last
+        self._rebuild()
+
+    # Coming and going.
 
     async def register(self, registration: Registration) -> None:
         """Add an instance or take its heartbeat; one that is not live yet (again) must answer its /health first."""
-        self._check_role(registration.role)
         key = address(registration.host_ip, registration.port)
+        self._check_admissible(registration.role, key)
         instance = self.instances.get(key)
         if instance is not None:
             instance.last_heartbeat = self._now()
         if instance is None or not instance.live:
-            instance = await self._admit(instance or Instance(registration, self._settings.limits))
-        elif instance.registration == registration:
+            instance = instance or self._make(registration)
+            await self._check_healthy(instance)
+        self.admit(registration, instance)
+        if self.instances.get(key) is not instance:
+            instance.pool.retire()  # another registration of the same engine was faster
+
+    def admit(self, registration: Registration, probed: Instance | None = None) -> None:
+        """Take a registration of an instance that is known to be healthy."""
+        key = address(registration.host_ip, registration.port)
+        self._check_admissible(registration.role, key)
+        instance = self.instances.get(key)
+        if instance is None:
+            instance = self.instances[key] = probed or self._make(registration)
+        instance.last_heartbeat = self._now()
+        if instance.live and instance.registration == registration:
             return
+        instance.change(registration)
         state = "paused" if registration.is_paused else "registered"
         log.info("%s: %s at %s (%s)", state, registration.role, instance.url, registration.model or "no model name")
-        self.instances[key] = instance
-        instance.last_heartbeat = self._now()
-        instance.registration = registration
-        instance.live, instance.reason, instance.failures = True, "", 0
+        self.bring_in(instance)
+
+    def add_fixed(self, registration: Registration) -> None:
+        """Add an instance that sends no heartbeats; its health decides when it gets requests."""
+        instance = self._make(registration, fixed=True)
+        self.instances[instance.key] = instance
+        self._rebuild()
+
+    def bring_in(self, instance: Instance) -> None:
+        """Let an instance that is healthy get requests."""
+        instance.live, instance.reason = True, ""
+        instance.failures = instance.successes = 0
+        instance.breaker.reset()
         self._rebuild()
 
     def take_out(self, instance: Instance, reason: str) -> None:
-        """Give an instance no more requests until its next heartbeat."""
+        """Give an instance no more requests until it is found healthy."""
         if not instance.live:
             return
-        log.warning("taken out until its next heartbeat: %s: %s", instance.name, reason)
+        log.warning("taken out until it is healthy: %s: %s", instance.name, reason)
         instance.live, instance.reason = False, reason
+        instance.failures = instance.successes = 0
         self._rebuild()
 
-    def check(self, now: float) -> None:
-        """Remove instances whose heartbeats have ceased. Called once a tick."""
-        limit = self._settings.heartbeat_timeout
-        for instance in [i for i in self.instances.values() if now - i.last_heartbeat > limit]:
-            log.warning("removed: %s: no heartbeat for %g s", instance.name, limit)
-            del self.instances[instance.key]
-            instance.live, instance.reason = False, f"no heartbeat for {limit:g} s"
-            instance.pool.retire()
+    def give_up(self, instance: Instance, reason: str) -> None:
+        """Take an instance out, and expect no answer to what it has been sent."""
+        self.take_out(instance, reason)
+        self.on_hung(instance, reason)
+
+    def drain(self, instance: Instance, *, draining: bool) -> None:
+        """Give an instance no more requests on an operator's word, or let it have them again."""
+        if instance.draining != draining:
+            log.info("%s: %s", "draining" if draining else "no longer draining", instance.name)
+            instance.draining = draining
             self._rebuild()
+
+    def remove(self, instance: Instance) -> None:
+        """Forget an instance on an operator's word; what it is serving ends as it would have."""
+        log.info("removed: %s", instance.name)
+        self._removed[instance.key] = self._now()
+        self._drop(instance, "it was removed")
+
+    def check(self, now: float) -> None:
+        """Remove instances whose heartbeats have ceased; let breakers cool down. Called once a tick."""
+        limit = self._settings.heartbeat_timeout
+        for instance in [i for i in self.instances.values() if not i.fixed and now - i.last_heartbeat > limit]:
+            log.warning("removed: %s: no heartbeat for %g s", instance.name, limit)
+            self._drop(instance, f"no heartbeat for {limit:g} s")
+            self.on_hung(instance, instance.reason)
+        for key in [key for key, seen in self._removed.items() if now - seen > limit]:
+            del self._removed[key]
+        for instance in self.instances.values():
+            if instance.breaker.cooled_down(now, self._settings.limits.breaker_open):
+                self._rebuild()
+
+    # How requests fare.
+
+    def request_failed(self, instance: Instance, kind: str, reason: str) -> None:
+        """Count a request's failure at an instance, at once."""
+        instance.failed[kind] += 1
+        if kind == "connect":
+            self.take_out(instance, reason)
+        elif instance.breaker.failed(self._now(), self._settings.limits.breaker_failures):
+            log.warning("breaker opened: %s: %s", instance.name, reason)
+            self._rebuild()
+
+    def request_succeeded(self, instance: Instance) -> None:
+        """Trust an instance again that has failed requests."""
+        was = instance.breaker.state
+        instance.breaker.reset()
+        if was is not State.CLOSED:
+            log.info("breaker closed: %s", instance.name)
+            self._rebuild()
+
+    def try_out(self, instance: Instance, *, begins: bool) -> None:
+        """The one request that an instance with a half-open breaker gets begins, or has ended without a verdict."""
+        instance.breaker.on_trial = begins
+        self._rebuild()
+
+    # What there is.
+
+    def group(self, model: str) -> Group | None:
+        """The engines for a model; where there is only one model, for any name: the engines know theirs."""
+        group = self.groups.get(model)
+        if group is None and len(self.groups) == 1:
+            return next(iter(self.groups.values()))
+        return group
 
     def live(self, role: Role) -> list[Instance]:
         """The instances of a role that answer, paused ones included."""
         return [i for i in self.instances.values() if i.live and i.registration.role == role]
 
     def missing(self) -> str | None:
-        """Why no request can be served; None if one can."""
-        needed = {"prefill": self.prefill, "decode": self.decode} if self._settings.splitwise else {"mixed": self.mixed}
+        """Why not every request can be served; None if they can."""
+        for group in self.groups.values():
+            reason = self.missing_in(group)
+            if reason is not None:
+                return reason if len(self.groups) == 1 else f"model {group.model}: {reason}"
+        return None
+
+    def missing_in(self, group: Group) -> str | None:
+        """Why no request for a model can be served; None if one can."""
+        if self._settings.splitwise:
+            needed: dict[Role, list[Instance]] = {"prefill": group.prefill, "decode": group.decode}
+        else:
+            needed = {"mixed": group.mixed}
         for role, ready in needed.items():
             if not ready:
-                return self._absence(role)
-        return self.misfit()
+                return self._absence(role, group.model)
+        return group.misfit()
 
-    def misfit(self) -> str | None:
-        """Why no prefill instance can work with any decode instance, though there are some of both."""
-        if self.paired or not self.prefill or not self.decode:
-            return None
-        reason = mismatch(self.prefill[0], self.decode[0])
-        return f"no prefill instance can work with a decode instance: {reason}"
-
-    def partners(self, prefill: Instance) -> list[Instance]:
-        """The decode instances that can work with a prefill instance."""
-        return self._partners[prefill.key]
-
-    def pair(self, prefill: Instance | None, decode: Instance) -> Pair:
-        """The pair of two live instances."""
-        key = (prefill.key if prefill else "", decode.key)
-        pair = self._pairs.get(key)
-        if pair is None:
-            pair = self._pairs[key] = Pair(prefill, decode)
-        return pair
-
-    def _check_role(self, role: Role) -> None:
+    def _check_admissible(self, role: Role, key: str) -> None:
         splitwise = self._settings.splitwise
         if splitwise == (role == "mixed"):
             mode, wanted = ("with", "prefill and decode") if splitwise else ("without", "mixed")
             raise RegistrationError(f"role is {role}, but this router runs {mode} --splitwise: it takes {wanted}")
+        if key in self._removed:
+            self._removed[key] = self._now()
+            raise RegistrationError(
+                f"{key} was removed by an operator; it may come back after "
+                f"{self._settings.heartbeat_timeout:g} s without a registration"
+            )
 
-    async def _admit(self, instance: Instance) -> Instance:
+    async def _check_healthy(self, instance: Instance) -> None:
         try:
             await self._probe(instance)
         except FetchError as error:
@@ -118,24 +197,33 @@ class Registry:
             if self.instances.get(instance.key) is not instance:
                 instance.pool.retire()
             raise RegistrationError(f"{instance.url} is not healthy: {error}") from None
-        # While this one was probed, another heartbeat may have been admitted, or the instance removed.
-        admitted = self.instances.get(instance.key, instance)
-        if admitted is not instance:
-            instance.pool.retire()
-        return Instance(admitted.registration, self._settings.limits) if admitted.pool.retired else admitted
+
+    def _make(self, registration: Registration, *, fixed: bool = False) -> Instance:
+        load = self._load_of(address(registration.host_ip, registration.port))
+        return Instance(registration, self._settings.limits, load, fixed=fixed)
+
+    def _drop(self, instance: Instance, reason: str) -> None:
+        del self.instances[instance.key]
+        instance.live, instance.reason = False, reason
+        instance.pool.retire()
+        self._rebuild()
 
     def _rebuild(self) -> None:
-        self.prefill, self.decode, self.mixed = (
-            [i for i in self.live(role) if not i.registration.is_paused] for role in ("prefill", "decode", "mixed")
-        )
-        self._partners = {p.key: [d for d in self.decode if mismatch(p, d) is None] for p in self.prefill}
-        self.paired = [p for p in self.prefill if self._partners[p.key]]
-        self._pairs = {}
+        known = {i.registration.model for i in self.instances.values()}
+        ready = [i for i in self.instances.values() if i.ready]
+        self.groups = {model: Group(model, ready) for model in known - {""} or {""}}
+        self.on_change()
 
-    def _absence(self, role: str) -> str:
-        known = [i for i in self.instances.values() if i.registration.role == role]
+    def _absence(self, role: str, model: str) -> str:
+        known = [
+            i for i in self.instances.values() if i.registration.role == role and i.registration.model in ("", model)
+        ]
         if not known:
             return f"no {role} instance is registered"
         if any(i.live for i in known):
-            return f"every {role} instance is paused"
+            return f"every {role} instance is {'draining' if any(i.draining for i in known) else 'paused'}"
         return f"no {role} instance answers: " + "; ".join(f"{i.url}: {i.reason}" for i in known)
+
+
+def _nothing(*_: object) -> None:
+    pass

@@ -33,6 +33,7 @@ class Client(asyncio.Protocol):
         "_chunked",
         "_close_after",
         "_deadline",
+        "_framed",
         "_head",
         "_headless",
         "_http11",
@@ -54,7 +55,7 @@ class Client(asyncio.Protocol):
         self._busy = False  # an answer is due
         self._advancing = False
         self._head: bytes | None = None  # of the answer, until its first write
-        self._chunked = self._headless = self._http11 = self._close_after = False
+        self._chunked = self._framed = self._headless = self._http11 = self._close_after = False
         self._paused = False  # the client reads too slowly
         self._reading_paused = False
         self._leaving = False  # nothing more is answered
@@ -127,14 +128,18 @@ class Client(asyncio.Protocol):
         """Answer with an OpenAI error object."""
         self.reply(status, error_body(status, message, code), headers=headers)
 
-    def start(self, status: int, headers: bytes, length: int | None) -> None:
-        """Begin an answer with a body of `length` bytes, or of unknown length; sent with the first `write`."""
+    def start(self, status: int, headers: bytes, length: int | None, *, framed: bool = False) -> None:
+        """Begin an answer with a body of `length` bytes, or of unknown length; sent with the first `write`.
+
+        `framed`: the body will be written in HTTP's chunks.
+        """
         bodiless = status in (204, 304)
-        self._chunked = length is None and self._http11 and not bodiless
+        self._framed = framed
+        self._chunked = length is None and self._http11 and not bodiless and not framed
         if self._server.draining or (length is None and not self._http11):
             self._close_after = True
         framing = b""
-        if self._chunked:
+        if self._chunked or framed:
             framing = b"transfer-encoding: chunked\r\n"
         elif length is not None and not bodiless:
             framing = b"content-length: %d\r\n" % length
@@ -168,9 +173,21 @@ class Client(asyncio.Protocol):
         if last is None or self._leaving:
             self._transport.abort()
             return
+        self._chunked = self._chunked or self._framed
         self.write(last, end=False)
         self._leaving = True
         self._linger()
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether the answer that is due may come in HTTP's chunks."""
+        return self._http11 and not self._headless
+
+    @property
+    def address(self) -> str:
+        """Whose connection it is."""
+        peer = self._transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if peer else ""
 
     # Turns.
 

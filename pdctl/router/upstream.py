@@ -3,21 +3,10 @@
 import asyncio
 from collections import deque
 from math import inf
-from typing import Protocol
 
 from pdctl.router.engine_connection import EngineConnection
 from pdctl.router.messages import Failure, Head
 from pdctl.router.settings import Limits
-
-
-class Receiver(Protocol):
-    """What a call reports to. Nothing is reported after the end, a failure, or a cancellation."""
-
-    def received(self, head: Head | None, body: bytes, end: bool) -> None:
-        """One read's worth of the answer: its head if it came with it, a piece of the body, the end."""
-
-    def failed(self, failure: Failure) -> None:
-        """There will be no (further) answer."""
 
 
 class Pool:
@@ -32,16 +21,26 @@ class Pool:
         self.open: set[EngineConnection] = set()
         self._idle: deque[EngineConnection] = deque()
         self.now = asyncio.get_running_loop().time
+        self._host = address(host, port).encode()
 
-    def send(self, payload: tuple[bytes, ...], receiver: Receiver) -> "Call":
-        """Send a whole request. Reports nothing before this has returned."""
-        call = Call(self, payload, receiver)
+    def request(self, method: bytes, target: bytes, headers: bytes, body: bytes) -> bytes:
+        """A whole request; `headers` are whole lines."""
+        return b"%b %b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n%b" % (
+            method,
+            target,
+            self._host,
+            headers,
+            len(body),
+            body,
+        )
+
+    def send(self, call: "Call") -> None:
+        """Send a whole request."""
         connection = self._take_idle()
         if connection is None:
             call.connect()
         else:
             connection.begin(call)
-        return call
 
     @property
     def idle(self) -> int:
@@ -94,26 +93,47 @@ class Pool:
 
 
 class Call:
-    """One request to an engine, and its answer."""
+    """One request to an engine, and its answer. Subclasses say what becomes of it.
 
-    __slots__ = ("_connection", "_fresh", "_pool", "_receiver", "_sent", "_task", "payload")
+    Nothing is reported after the end, a failure, or a cancellation, and nothing before `Pool.send` has returned.
+    """
 
-    def __init__(self, pool: Pool, payload: tuple[bytes, ...], receiver: Receiver) -> None:
+    __slots__ = ("_connection", "_fresh", "_pool", "_sent", "_task", "over", "payload")
+
+    def __init__(self, pool: Pool, payload: bytes) -> None:
         self.payload = payload
+        self.over = False  # its answer is complete, has failed, or is not wanted any more
         self._pool = pool
-        self._receiver: Receiver | None = receiver
         self._connection: EngineConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._fresh = False  # the connection was opened for this call
         self._sent = 0.0
 
+    # For subclasses.
+
+    def received(self, head: Head | None, body: bytes, end: bool) -> None:
+        """One read's worth of the answer: its head if it came with it, a piece of the body as framed, the end."""
+        raise NotImplementedError
+
+    def failed(self, failure: Failure) -> None:
+        """There will be no (further) answer."""
+        raise NotImplementedError
+
+    # For the request that it belongs to.
+
     def cancel(self) -> None:
-        """Close the connection: the engine sees that nobody waits. Nothing is reported any more."""
-        self._receiver = None
+        """Close the connection: the engine sees that nobody waits."""
+        self.over = True
         if self._task is not None:
             self._task.cancel()
         if self._connection is not None:
             self._connection.drop()
+            self._connection = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether it is on a connection."""
+        return self._connection is not None
 
     def pause(self) -> None:
         """Read no more of the answer until `resume`."""
@@ -125,31 +145,29 @@ class Call:
         if self._connection is not None:
             self._connection.resume()
 
+    # For the pool and the connection.
+
     def connect(self) -> None:
         """Open a connection for this call."""
         self._fresh = True
         self._task = asyncio.get_running_loop().create_task(self._connect())
 
-    # What its connection reports.
-
     def bind(self, connection: EngineConnection) -> bool:
         """Take a connection that is open now; False if the call has been cancelled."""
         self._connection = connection
         self._sent = self._pool.now()
-        return self._receiver is not None
+        return not self.over
 
-    def received(self, head: Head | None, body: bytes, end: bool) -> None:
-        """Pass one read on."""
-        receiver = self._receiver
-        if end:
-            self._connection = self._receiver = None
-        if receiver is not None:
-            receiver.received(head, body, end)
+    def finished(self, head: Head | None, body: bytes) -> None:
+        """The last read of the answer."""
+        self._connection = None
+        self.over = True
+        self.received(head, body, True)
 
     def lost(self, failure: Failure, *, answered: bool) -> None:
         """The connection ended before the answer did; one that had gone stale while idle is replaced once."""
         self._connection = None
-        if self._receiver is None:
+        if self.over:
             return
         stale = not (self._fresh or answered) and self._pool.now() - self._sent < self._pool.limits.stale
         if failure.kind != "dropped" or not stale:
@@ -174,6 +192,11 @@ class Call:
             self._task = None
 
     def _fail(self, failure: Failure) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is not None:
-            receiver.failed(failure)
+        if not self.over:
+            self.over = True
+            self.failed(failure)
+
+
+def address(host: str, port: int) -> str:
+    """`host:port`, as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

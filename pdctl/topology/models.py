@@ -15,8 +15,16 @@ EVERY_ADDRESS = ("0.0.0.0", "::")  # what a process that listens on all of a hos
 ROLES: tuple[EngineRole, ...] = ("prefill", "decode", "mixed")
 
 Scalar = bool | int | float | str
-PrefillPolicy = Literal["process_tokens", "random", "round_robin"]
-DecodePolicy = Literal["request_num", "random", "round_robin"]
+Policy = Literal[
+    "cache_aware",
+    "metrics_score",
+    "power_of_two",
+    "process_tokens",
+    "random",
+    "request_num",
+    "round_robin",
+    "session_affinity",
+]
 
 _SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
@@ -127,15 +135,15 @@ class Router(_Section):
         "machine, else the router's host's own address.",
         examples=["0.0.0.0"],
     )
-    prefill_policy: PrefillPolicy = Field(
+    prefill_policy: Policy = Field(
         default="process_tokens",
         description="How the prefill engine of a request is chosen.",
         examples=["process_tokens"],
     )
-    decode_policy: DecodePolicy = Field(
+    decode_policy: Policy = Field(
         default="request_num", description="How the decode engine of a request is chosen.", examples=["request_num"]
     )
-    mixed_policy: DecodePolicy = Field(
+    mixed_policy: Policy = Field(
         default="request_num",
         description="How the engine of a request is chosen among mixed ones.",
         examples=["round_robin"],

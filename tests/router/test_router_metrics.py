@@ -6,8 +6,6 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 from router_mocks import CHAT, PROMPT, Running, Turn, hold, running, split
 
-from pdctl.router.metrics import Metrics
-
 
 async def figures(at: Running) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     text = (await at.http.get("/metrics")).text
@@ -78,11 +76,3 @@ async def test_every_name_has_the_prefix_a_type_and_help():
         assert len(set(helped)) == len(helped)
         assert all(name.startswith("pdctl_router_") for name in helped)
         assert {"pdctl_router_retries_total", "pdctl_router_client_connections"} <= set(helped)
-
-
-def test_labels_are_escaped():
-    metrics = Metrics()
-    metrics.pairs['a"b\\c\nd', "x"] += 1
-    page = metrics.render([], {}).decode()
-    [family] = [f for f in text_string_to_metric_families(page) if f.name == "pdctl_router_pd_requests"]
-    assert family.samples[0].labels["prefill"] == 'a"b\\c\nd'

@@ -1,16 +1,21 @@
-"""Which of several engines gets a request: one file per policy."""
+"""Which of several engines gets a request: one file per policy, found by its name.
 
-from pdctl.router.policies.base import Policy
-from pdctl.router.policies.process_tokens import ProcessTokens
-from pdctl.router.policies.random import Random
-from pdctl.router.policies.request_num import RequestNum
-from pdctl.router.policies.round_robin import RoundRobin
+A policy's file defines `create(index: PrefixIndex) -> Policy`; another such file is another policy. Policies read
+`instance.load`, which counts a request from the moment it is assigned.
+"""
 
-POLICIES: dict[str, type[Policy]] = {
-    "process_tokens": ProcessTokens,
-    "random": Random,
-    "request_num": RequestNum,
-    "round_robin": RoundRobin,
-}
+import importlib
+import pkgutil
+from typing import TYPE_CHECKING
 
-__all__ = ["POLICIES", "Policy"]
+if TYPE_CHECKING:  # so that the names can be had without the router
+    from pdctl.router.policies.base import Policy
+    from pdctl.router.prefix_index import PrefixIndex
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
+
+
+def make_policy(name: str, index: "PrefixIndex") -> "Policy":
+    """A new policy, one of NAMES. Only its module is imported."""
+    policy: Policy = importlib.import_module(f"{__name__}.{name}").create(index)
+    return policy

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from pdctl.router.ask import Ask
 from pdctl.router.instance import Instance
 
 
 class Policy(Protocol):
     """Chooses an engine for one request."""
 
-    def choose(self, candidates: Sequence[Instance]) -> Instance:
+    def choose(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
         """One of the candidates, of which there is at least one."""
         ...

@@ -2,16 +2,28 @@
 
 from collections.abc import Sequence
 
+from pdctl.router.ask import Ask
 from pdctl.router.instance import Instance
+from pdctl.router.policies.base import Policy
+from pdctl.router.prefix_index import PrefixIndex
+
+
+def create(_: PrefixIndex) -> Policy:
+    """The policy."""
+    return ProcessTokens()
 
 
 class ProcessTokens:
     """For prefill: its work grows with the prompts' tokens, not with the number of requests."""
 
-    def choose(self, candidates: Sequence[Instance]) -> Instance:
+    def choose(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
         """The least loaded; among equals the one whose last request is the longest ago."""
-        return min(candidates, key=_tokens)
-
-
-def _tokens(instance: Instance) -> tuple[int, int]:
-    return instance.load.tokens, instance.load.turn
+        best = candidates[0]
+        if len(candidates) == 1:
+            return best
+        least = best.load.tokens
+        for instance in candidates:  # by hand: min() with a key takes twice as long
+            tokens = instance.load.tokens
+            if tokens < least or (tokens == least and instance.load.turn < best.load.turn):
+                best, least = instance, tokens
+        return best

@@ -1,14 +1,22 @@
 """Any engine."""
 
-import random
 from collections.abc import Sequence
+from random import random
 
+from pdctl.router.ask import Ask
 from pdctl.router.instance import Instance
+from pdctl.router.policies.base import Policy
+from pdctl.router.prefix_index import PrefixIndex
+
+
+def create(_: PrefixIndex) -> Policy:
+    """The policy."""
+    return Random()
 
 
 class Random:
     """Uniform and independent."""
 
-    def choose(self, candidates: Sequence[Instance]) -> Instance:
+    def choose(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
         """Any candidate."""
-        return random.choice(candidates)
+        return candidates[int(random() * len(candidates))]

@@ -2,16 +2,24 @@
 
 from collections.abc import Sequence
 
+from pdctl.router.ask import Ask
 from pdctl.router.instance import Instance
+from pdctl.router.policies.base import Policy
+from pdctl.router.prefix_index import PrefixIndex
+
+
+def create(_: PrefixIndex) -> Policy:
+    """The policy."""
+    return RoundRobin()
 
 
 class RoundRobin:
-    """Takes turns; engines that come and go shift the order."""
+    """Takes turns, in each worker process by itself; engines that come and go shift the order."""
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._turn = -1
 
-    def choose(self, candidates: Sequence[Instance]) -> Instance:
+    def choose(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
         """The next candidate."""
         self._turn += 1
-        return candidates[(self._turn - 1) % len(candidates)]
+        return candidates[self._turn % len(candidates)]

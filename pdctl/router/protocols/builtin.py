@@ -1,14 +1,95 @@
-"""The builtin engine, split: prefill and decode get the same body, and find each other by what it says of the pair."""
+"""The builtin engine and FastDeploy: both legs at once, with one body that says where the other engine is."""
 
-from pdctl.router.body import Body, complete_body
-from pdctl.router.pairs import Pair
-from pdctl.router.protocols.base import Bodies
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pdctl.router.body import Body, completed
+from pdctl.router.protocols.base import Bodies, PdProtocol
+
+if TYPE_CHECKING:
+    from pdctl.router.instance import Instance
+    from pdctl.router.pairs import Pair
 
 
-class Builtin:
+class FastDeploy(PdProtocol):
     """Adds `request_id` and `disaggregate_info`."""
 
-    def bodies(self, body: Body, request_id: str, pair: Pair) -> Bodies:
+    name = "fastdeploy"
+    takes_aborts = True
+
+    def mismatch(self, prefill: "Instance", decode: "Instance") -> str | None:
+        """Equal tensor parallelism or 1 on decode, and a transfer protocol that reaches from one to the other."""
+        p, d = prefill.registration, decode.registration
+        if d.tp_size not in (1, p.tp_size):
+            return f"{decode.name} has tp_size {d.tp_size}, {prefill.name} has {p.tp_size}: decode needs the same or 1"
+        # An engine that lists nothing leaves it open: rdma is then assumed, as other routers do.
+        reachable = all("rdma" in r.transfer_protocol for r in (p, d) if r.transfer_protocol)
+        if reachable or _same_memory(prefill, decode):
+            return None
+        return (
+            f"{prefill.name} and {decode.name} have no transfer protocol in common that reaches from one to the other"
+        )
+
+    def describe(self, prefill: "Instance", decode: "Instance") -> bytes:
+        """`disaggregate_info`."""
+        p, d = prefill.registration, decode.registration
+        info = {
+            "prefill_ip": p.host_ip,
+            "prefill_port": p.port,
+            "decode_ip": d.host_ip,
+            "decode_port": d.port,
+            "prefill_connector_port": p.connector_port,
+            "decode_connector_port": d.connector_port,
+            "decode_device_ids": d.device_ids,
+            "decode_rdma_ports": d.rdma_ports,
+            "transfer_protocol": "ipc" if _same_memory(prefill, decode) else "rdma",
+            "decode_tp_size": d.tp_size,
+        }
+        return b'"disaggregate_info":' + msgspec.json.encode(info)
+
+    def bodies(self, body: Body, request_id: str, pair: "Pair", resume: bytes) -> Bodies:
         """One body for both legs."""
-        both = complete_body(body, request_id, pair.info)
+        both = completed(body, b"%b,%b" % (_identity(request_id), pair.info))
         return Bodies(both, both)
+
+    def local(self, body: Body, request_id: str, resume: bytes) -> bytes:
+        """The request's id only."""
+        return completed(body, _identity(request_id))
+
+
+class Builtin(FastDeploy):
+    """Adds what makes a stream resumable, and lets a decode engine prefill."""
+
+    name = "builtin"
+    resumable = True
+
+    def bodies(self, body: Body, request_id: str, pair: "Pair", resume: bytes) -> Bodies:
+        """One body for both legs."""
+        both = completed(body, b"%b,%b" % (_resumable(body, request_id, resume), pair.info))
+        return Bodies(both, both)
+
+    def can_prefill(self, decode: "Instance") -> bool:
+        """Those that say so."""
+        return decode.registration.prefill_on_decode
+
+    def local(self, body: Body, request_id: str, resume: bytes) -> bytes:
+        """Tells the decode that there is no prefill."""
+        return completed(body, _resumable(body, request_id, resume) + b',"prefill_on_decode":true')
+
+
+def _identity(request_id: str) -> bytes:
+    return b'"request_id":%b' % msgspec.json.encode(request_id)
+
+
+def _resumable(body: Body, request_id: str, resume: bytes) -> bytes:
+    added = _identity(request_id)
+    if body.stream:
+        added += b',"return_token_ids":true'
+    return b'%b,"resume":%b' % (added, resume) if resume else added
+
+
+def _same_memory(prefill: "Instance", decode: "Instance") -> bool:
+    p, d = prefill.registration, decode.registration
+    both = "ipc" in p.transfer_protocol and "ipc" in d.transfer_protocol
+    return both and p.host_ip == d.host_ip and p.tp_size == d.tp_size

@@ -1,4 +1,5 @@
-"""Programs for `python -c`: the engine, with something that happens when a sequence has come to its 64th token."""
+"""Programs for `python -c`: the engine, with something that happens when a sequence has come to its 64th token, or
+with other limits."""
 
 _AT_64 = """
 import os, signal, sys, threading
@@ -29,3 +30,18 @@ sys.exit(main())
 DYING = _AT_64.format(action="os.kill(os.getpid(), signal.SIGKILL)")
 BROKEN = _AT_64.format(action='raise RuntimeError("the runner is broken")')
 WAITING_FOR_A_SIGNAL = _AT_64.format(action="signalled.wait()")
+
+# The first such step reads the named pipe HELD_AT: it waits until the test has opened it, and closed it.
+HELD = _AT_64.format(action='not os.environ.get("HELD_AT") or open(os.environ.pop("HELD_AT")).read()')
+
+IMPATIENT = """
+import sys
+from functools import partial
+from engine.transfer import receiver, sender
+from engine.transfer.base import TransferLimits
+
+receiver.TransferLimits = sender.TransferLimits = partial(TransferLimits, ping_s=0.1, silence_s=1.0)
+sys.argv[0] = "engine"
+from engine.__main__ import main
+sys.exit(main())
+"""

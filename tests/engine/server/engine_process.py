@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
 START_TIMEOUT_S = 60
 END_TIMEOUT_S = 30
 LOOPBACK = "127.0.0.1"
+LENGTH = 256
+FLAGS = ("--port", "0", "--metrics-port", "0", "--max-model-len", str(LENGTH), "--num-gpu-blocks-override", "64")
 
 
 class EngineProcess:
@@ -89,3 +92,40 @@ class EngineProcess:
         text = httpx.get(f"http://{LOOPBACK}:{self.ports['metrics']}/metrics", timeout=10).text
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
+
+    def until_metric(self, name, value):
+        """Wait until the engine publishes that."""
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while (seen := self.metrics()[name]) != value:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} is {seen}, not {value}, after {END_TIMEOUT_S} s")
+
+    def until_idle(self):
+        """Wait until no block is in use and nothing runs, waits, is held or reserved."""
+        for name in ("running", "waiting", "held", "reserved"):
+            self.until_metric(f"pdctl:num_requests_{name}", 0)
+        self.until_metric("pdctl:kv_blocks_free", self.metrics()["pdctl:kv_blocks_total"])
+
+
+def pair_info(prefill, decode):
+    """What the router adds to a body for these two."""
+    return {
+        "prefill_ip": LOOPBACK,
+        "prefill_port": prefill.ports["api"],
+        "decode_ip": LOOPBACK,
+        "decode_port": decode.ports["api"],
+        "prefill_connector_port": 0,
+        "decode_connector_port": decode.ports["pd-comm"],
+        "decode_device_ids": [],
+        "decode_rdma_ports": [],
+        "transfer_protocol": "ipc",
+        "decode_tp_size": 1,
+    }
+
+
+def legs(prefill, decode, request_id, path="/v1/completions", **body):
+    """Post the body to both engines at once, as the router does; return both responses (None: it died)."""
+    body |= {"request_id": request_id, "disaggregate_info": pair_info(prefill, decode)}
+    with ThreadPoolExecutor() as threads:
+        posts = [threads.submit(engine.post, path, body) for engine in (prefill, decode)]
+    return tuple(None if isinstance(post.exception(), httpx.TransportError) else post.result() for post in posts)

@@ -4,79 +4,16 @@ import itertools
 import re
 import signal
 import socket
-from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from engine_mains import BROKEN, DYING, WAITING_FOR_A_SIGNAL
-from engine_process import EngineProcess
+from engine_process import LENGTH, EngineProcess, legs
 
 from tests.engine.tiny import make_tiny_model
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
-TOKEN = "s3cret"
-LENGTH = 256
-FLAGS = ("--port", "0", "--metrics-port", "0", "--max-model-len", str(LENGTH), "--num-gpu-blocks-override", "64")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def start(model):
-    def start(*flags, **options):
-        return EngineProcess("--model", str(model), "--served-model-name", "tiny", *FLAGS, *flags, **options)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def mixed(start):
-    with start() as engine:
-        yield engine.ready()
-
-
-@pytest.fixture(scope="module")
-def token_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("token") / "token"
-    path.write_text(TOKEN)
-    return {"PDCTL_TOKEN_FILE": str(path)}
-
-
-@pytest.fixture(scope="module")
-def pair(start, token_file):
-    with (
-        start("--splitwise-role", "prefill", env=token_file) as prefill,
-        start("--splitwise-role", "decode", env=token_file) as decode,
-    ):
-        yield prefill.ready(), decode.ready()
-
-
-def legs(prefill, decode, request_id, path=TEXT, **body):
-    """Post the body to both engines at once, as the router does; return both responses (None: prefill died)."""
-    info = {
-        "prefill_ip": "127.0.0.1",
-        "prefill_port": prefill.ports["api"],
-        "decode_ip": "127.0.0.1",
-        "decode_port": decode.ports["api"],
-        "prefill_connector_port": 0,
-        "decode_connector_port": decode.ports["pd-comm"],
-        "decode_device_ids": [],
-        "decode_rdma_ports": [],
-        "transfer_protocol": "ipc",
-        "decode_tp_size": 1,
-    }
-    body |= {"request_id": request_id, "disaggregate_info": info}
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(prefill.post, path, body)
-        second = decode.post(path, body)
-        try:
-            return first.result(30), second
-        except httpx.TransportError:
-            return None, second
 
 
 def test_start_is_told_step_by_step(mixed):

@@ -1,10 +1,12 @@
 """The prefill and the decode leg, in front of transfers that do what the test says."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from server_client import parse_events
 
 from engine.errors import RequestError, TransferError
 from engine.scheduler.request import Token
@@ -36,13 +38,16 @@ class FakeTransfer:
         self.gate.set()
         self.error = None
         self.asked = asyncio.Queue()
+        self.on_request = lambda request: None
         self.cancelled = asyncio.Event()
 
     async def deliver(self, request, peer):
+        self.on_request(request)
         await self._pass(request, peer)
         return Delivered([7] * request.sampling.n, 0, 4096, 0.1)
 
     async def receive(self, request, prefill):
+        self.on_request(request)
         await self._pass(request, prefill)
         self._core.submit(request)
 
@@ -193,3 +198,54 @@ async def test_tokens_of_an_aborted_request_of_the_same_id_are_not_shown(engine,
     transfer.gate.set()
     _, body = await soon(asking)
     assert body["choices"][0]["text"] == "Hello"
+
+
+@decode
+async def test_decode_computes_a_prompt_itself_where_told(engine, transfer, core):
+    status, body = await ask(engine, disaggregate_info=None, prefill_on_decode=True)
+    assert status == 200
+    assert body["choices"][0]["text"] == "Hello"
+    assert [request.request_id.partition("/")[0] for request in core.requests] == ["r"]
+    assert transfer.asked.empty()
+
+
+@both
+async def test_prefill_on_decode_and_a_prefill_engine_exclude_each_other(engine, transfer, core):
+    status, body = await ask(engine, prefill_on_decode=True)
+    assert (status, body["error"]["param"]) == (400, "prefill_on_decode")
+    assert transfer.asked.empty()
+    assert core.requests == []
+
+
+@prefill
+async def test_prefill_computes_no_prompt_for_nobody(engine, transfer):
+    status, body = await ask(engine, disaggregate_info=None, prefill_on_decode=True)
+    assert (status, body["error"]["param"]) == (400, "prefill_on_decode")
+    assert transfer.asked.empty()
+
+
+@both
+async def test_what_has_ended_and_is_resumed_needs_no_transfer(engine, transfer, core):
+    fields = {"stream": True, "resume": {"id": "first", "created": 1, "token_ids": [1] * 5}}
+    async with engine.post(TEXT, json={**BODY, **fields}) as response:
+        assert response.status == 200
+        text = await response.text()
+    if response.content_type == "application/json":
+        assert json.loads(text)["usage"]["completion_tokens"] == 5
+    else:
+        [(_, last), (_, done)] = parse_events(text)
+        assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert transfer.asked.empty()
+    assert core.requests == []
+
+
+@both
+async def test_what_is_resumed_is_delivered_and_received_with_the_prompt(engine, transfer, core):
+    prompts = []
+    transfer.on_request = lambda request: prompts.append(request.prompt)
+    fields = {"stream": True, "resume": {"id": "first", "created": 1, "token_ids": [1, 2]}}
+    async with engine.post(TEXT, json={**BODY, **fields}) as response:
+        assert response.status == 200
+        await response.text()
+    [prompt] = prompts
+    assert prompt[3:] == [1, 2]

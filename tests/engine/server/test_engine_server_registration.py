@@ -1,12 +1,15 @@
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
 
 from engine.server import registration
+from engine.server.process import _instance
 from engine.server.registration import Registration
 from engine.server.sockets import bind, port_of, serving
+from engine.server.state import Backend
 
 
 class FakeRouter:
@@ -120,3 +123,10 @@ async def seen(caplog, text):
                 await arrived.wait()
     finally:
         logging.getLogger().removeHandler(watcher)
+
+
+@pytest.mark.parametrize(("role", "prefills"), [("prefill", False), ("decode", True), ("mixed", False)])
+async def test_tells_which_protocol_it_speaks_and_whether_it_prefills_on_decode(state, role, prefills):
+    state.args = replace(state.args, role=role)
+    told = _instance(state, Backend(None, None, 128, 257), {"api": 1, "metrics": 2})
+    assert (told["protocol"], told["prefill_on_decode"]) == ("builtin", prefills)

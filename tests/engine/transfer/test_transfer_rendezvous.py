@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from transfer_harness import LIMITS, PREFILL, DecodeCoreDouble, within
+from transfer_harness import LIMITS, PREFILL, DecodeCoreDouble, TransferLimits, within
 
 from engine.errors import TransferError
 from engine.transfer.inbound import Inbound
@@ -76,3 +76,14 @@ async def test_the_end_of_an_old_connection_fails_nobody_while_the_next_one_live
     rendezvous.lose(PREFILL, TransferError("the last connection is lost"))
     with pytest.raises(TransferError, match="the last connection"):
         await within(claim)
+
+
+@pytest.mark.parametrize(("connected", "waited"), [(False, "0.1 s for prefill .* to connect"), (True, "0.2 s for")])
+async def test_a_prefill_engine_that_never_reserves_is_not_waited_for_as_long_as_for_kv(connected: bool, waited: str):
+    rendezvous = Rendezvous(TransferLimits(silence_s=0.1, join_s=0.2))
+    if connected:
+        rendezvous.join(PREFILL)
+    with pytest.raises(TransferError, match=f"waited {waited}") as failure:
+        await within(rendezvous.claim(PREFILL, "r"))
+    assert failure.value.status == 504
+    assert not rendezvous._waiting

@@ -1,0 +1,74 @@
+"""Requests that wait for an engine: a bounded queue for each model, first come, first served."""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+_LOOK = 0.005  # seconds between looks while requests wait: other workers' engines become free without a word
+
+
+class Waiting(Protocol):
+    """A request in a queue."""
+
+    wait_until: float
+
+    def try_again(self) -> bool:
+        """Ask for engines once more; False to go on waiting."""
+
+    def waited_too_long(self) -> None:
+        """Its time in the queue is over."""
+
+
+class Admission:
+    """All queues."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._queues: dict[str, deque[Waiting]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """How many requests wait for each model."""
+        return {model: len(queue) for model, queue in self._queues.items()}
+
+    def enqueue(self, model: str, request: Waiting) -> bool:
+        """Let a request wait; False if the queue is full."""
+        queue = self._queues.setdefault(model, deque())
+        if len(queue) >= self.size:
+            return False
+        queue.append(request)
+        self.wake()
+        return True
+
+    def leave(self, model: str, request: Waiting) -> None:
+        """Take a request out whose client has left."""
+        queue = self._queues.get(model)
+        if queue is not None and request in queue:
+            queue.remove(request)
+            if not queue:
+                del self._queues[model]
+
+    def wake(self) -> None:
+        """Look soon whether requests need to wait no longer."""
+        if self._queues and self._timer is None:
+            self._timer = self._loop.call_later(_LOOK, self._look)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for model, queue in tuple(self._queues.items()):
+            for request in [r for r in queue if r.wait_until <= now]:
+                queue.remove(request)
+                request.waited_too_long()
+            while queue and queue[0].try_again():
+                queue.popleft()
+            if not queue:
+                self._queues.pop(model, None)
+        self.wake()

@@ -1,0 +1,214 @@
+"""One attempt at a request: its two legs at one pair of engines, and what each engine's trust gains or loses by it."""
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pdctl.router.legs import DecodeLeg, Leg, PrefillLeg
+from pdctl.router.messages import REQUEST_ID, Failure, Head
+from pdctl.router.protocols import Bodies
+from pdctl.router.selection import Choice
+
+if TYPE_CHECKING:
+    from pdctl.router.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """Sends a request to its engines when created. Reports to its exchange until it is dropped or abandoned."""
+
+    __slots__ = (
+        "_abandoned",
+        "_decode",
+        "_decode_sent",
+        "_exchange",
+        "_headers",
+        "_prefill",
+        "_sent",
+        "choice",
+        "limits",
+        "pair",
+        "sequential",
+    )
+    _prefill: PrefillLeg | None
+
+    def __init__(self, exchange: "Exchange", choice: Choice, engine_id: str, resumption: bytes) -> None:
+        self.choice = choice
+        self.pair = pair = choice.pair
+        self.limits = exchange.router.settings.limits
+        self._exchange = exchange
+        self._abandoned = False  # nobody wants the answer any more
+        body, request, tokens = exchange.body, exchange.request, exchange.body.tokens
+        if pair.prefill is None:
+            bodies = Bodies(None, pair.protocol.local(body, engine_id, resumption))
+        else:
+            bodies = pair.protocol.bodies(body, engine_id, pair, resumption)
+        forwarded = request.forwarded if exchange.trace is None else exchange.trace.forwarded
+        self._headers = b"%b%b: %b\r\n" % (forwarded, REQUEST_ID, engine_id.encode())
+        self.sequential = bodies.decode is None  # the decode leg follows from the prefill's answer
+        self._decode_sent = False
+        self._sent = exchange.router.now()
+        self._decode = DecodeLeg(self, pair.decode, tokens)
+        self._prefill = None
+        if pair.prefill is not None and bodies.prefill is not None:
+            self._prefill = PrefillLeg(self, pair.prefill, tokens)
+            exchange.router.metrics.pairs[pair.prefill.key, pair.decode.key] += 1
+            self._send(self._prefill, bodies.prefill)
+        if bodies.decode is not None:
+            self._send_decode(bodies.decode)
+
+    @property
+    def open(self) -> bool:
+        """Whether an engine still has to answer, or to be asked."""
+        return not self._decode.over or (self._prefill is not None and not self._prefill.over)
+
+    def pause(self) -> None:
+        """Read no more of the decode's answer until `resume`."""
+        self._decode.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._decode.resume()
+
+    def waits_for(self) -> list[Leg]:
+        """The legs whose engines have not answered."""
+        return [leg for leg in (self._prefill, self._decode) if leg is not None and not leg.over]
+
+    def drop(self) -> None:
+        """Close both legs' connections: their engines give the request up."""
+        self._drop(self._decode)
+        if self._prefill is not None:
+            self._drop(self._prefill)
+
+    def abandon(self) -> None:
+        """The client has left: drop what is under way, but leave no KV with a prefill that waits for its decode."""
+        self._abandoned = True
+        prefill = self._prefill
+        if not self.sequential or prefill is None or self._decode.connected:
+            self.drop()
+            return
+        if prefill.over:  # its answer has come: the decode was being connected
+            self._release(prefill)
+        elif prefill.head is None:
+            self.drop()
+
+    # What the legs report.
+
+    def prefill_refuses(self) -> None:
+        """The prefill's answer will be an error: the decode would wait in vain."""
+        if not self._exchange.answer.begun:
+            self._drop(self._decode)
+
+    def prefill_ended(self, leg: Leg) -> None:
+        """The prefill's answer is complete."""
+        if leg.head is not None and leg.head.status >= 300:
+            self._judge(leg, leg.head)
+            self._exchange.refused(leg, leg.head)
+            return
+        self._trust(leg)
+        router = self._exchange.router
+        router.metrics.prefill_seconds[leg.instance.key, self.pair.decode.key].observe(router.now() - self._sent)
+        if not self.sequential:
+            self._exchange.leg_closed()
+        elif self._abandoned:
+            self._release(leg)
+        else:
+            self._follow_up(leg)
+
+    def prefill_failed(self, leg: Leg, failure: Failure) -> None:
+        """The prefill is gone."""
+        self._note(leg, failure)
+        if not self._exchange.answer.begun:
+            self._drop(self._decode)
+            self._exchange.failed(leg, failure)
+        self._exchange.leg_closed()
+
+    def decode_received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
+        """A piece of the decode's answer."""
+        if end:
+            self._trust(leg)
+            router, prefill = self._exchange.router, self.pair.prefill
+            if prefill is not None:
+                seconds = router.now() - self._sent
+                router.metrics.decode_seconds[prefill.key, leg.instance.key].observe(seconds)
+        if not self._abandoned:
+            self._exchange.received(leg, head, body, end)
+        elif end:
+            self._exchange.leg_closed()
+
+    def decode_refused(self, leg: Leg, head: Head) -> None:
+        """The decode's error is complete."""
+        if self._prefill is None or self._prefill.over:
+            self._judge(leg, head)  # else it may be the prefill's fault
+        if self._prefill is not None:
+            self._drop(self._prefill)
+        self._exchange.refused(leg, head)
+
+    def decode_failed(self, leg: Leg, failure: Failure) -> None:
+        """The decode is gone."""
+        self._note(leg, failure)
+        if self._prefill is not None:
+            self._drop(self._prefill)
+        self._exchange.failed(leg, failure)
+
+    def _send(self, leg: Leg, body: bytes) -> None:
+        exchange, pool, headers = self._exchange, leg.instance.pool, self._headers
+        if exchange.trace is not None:
+            leg.trace = exchange.trace.leg(leg.instance.registration.role, leg.instance.key, exchange.attempts - 1)
+            headers += leg.trace.headers
+        leg.payload = pool.request(b"POST", exchange.request.target, headers, body)
+        if leg.on_trial:
+            self._exchange.router.registry.try_out(leg.instance, begins=True)
+        pool.send(leg)
+
+    def _send_decode(self, body: bytes) -> None:
+        self._decode_sent = True
+        self._send(self._decode, body)
+
+    def _follow_up(self, prefill: Leg) -> None:
+        try:
+            body, fallback = self.pair.protocol.follow_up(self._exchange.body, self.pair, prefill.answer)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.prefill_failed(prefill, Failure("invalid", f"its answer is not a prefill's: {error}"))
+            return
+        if fallback is not None:
+            self._exchange.falls_back(fallback)
+        self._send_decode(body)
+
+    def _release(self, prefill: Leg) -> None:
+        """Have a decode take, and drop, the KV that waits at the prefill."""
+        self._drop(self._decode)
+        try:
+            body = self.pair.protocol.release(self._exchange.body, self.pair, prefill.answer)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = None  # no prefill's answer: it names no KV
+        if body is not None:
+            self._decode = DecodeLeg(self, self.pair.decode, self._exchange.body.tokens)
+            self._send_decode(body)
+        self._exchange.leg_closed()
+
+    def _drop(self, leg: Leg) -> None:
+        if leg.on_trial and not leg.over:
+            self._exchange.router.registry.try_out(leg.instance, begins=False)
+        leg.drop()
+
+    def _trust(self, leg: Leg) -> None:
+        if leg.on_trial or leg.instance.breaker.failures:
+            self._exchange.router.registry.request_succeeded(leg.instance)
+
+    def _judge(self, leg: Leg, head: Head) -> None:
+        if head.status < 500:
+            self._trust(leg)
+        else:
+            self._exchange.router.registry.request_failed(leg.instance, "status", f"it answered {head.status}")
+
+    def _note(self, leg: Leg, failure: Failure) -> None:
+        """Count a failure, and see to it that an engine that is gone gets no more requests."""
+        router, instance = self._exchange.router, leg.instance
+        router.metrics.leg_failures[instance.registration.role, failure.kind] += 1
+        log.warning("request %s: %s: %s", self._exchange.id, instance.name, failure.reason)
+        router.registry.request_failed(instance, failure.kind, failure.reason)
+        if failure.kind == "dropped":
+            router.health.probe_soon(instance)

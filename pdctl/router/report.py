@@ -1,0 +1,65 @@
+"""What is told of a request at its end: figures, a line in the access log, its key's consumption."""
+
+from typing import TYPE_CHECKING
+
+from pdctl.router.access_log import AccessRecord, milliseconds
+
+if TYPE_CHECKING:
+    from pdctl.router.exchange import Exchange
+
+
+def report(exchange: "Exchange", status: int) -> None:
+    """Count a request that is over, and log it."""
+    router, answer = exchange.router, exchange.answer
+    metrics, model = router.metrics, exchange.model
+    now = router.now()
+    metrics.finished(exchange.request.path, model, status, now - exchange.started)
+    metrics.added_latency.observe(exchange.added)
+    metrics.queue.observe(exchange.queued)
+    if answer.first:
+        metrics.ttft[model].observe(answer.first - exchange.started)
+    tokens = answer.completion_tokens
+    if exchange.key is not None and tokens is not None and router.usage is not None:
+        router.usage.spend(exchange.key, tokens)
+    if exchange.trace is not None:
+        ttft = answer.first - exchange.started if answer.first else None
+        exchange.trace.end(
+            status, prompt_tokens=exchange.body.tokens, completion_tokens=tokens, ttft=ttft, error=exchange.error
+        )
+    if router.access_log is not None:
+        router.access_log.write(_record(exchange, status, model, now, tokens))
+
+
+def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:
+    answer, attempt = exchange.answer, exchange.attempt
+    pair = None if attempt is None else attempt.pair
+    return AccessRecord(
+        id=exchange.id,
+        client=exchange.client.address,
+        route=exchange.request.path.decode("latin-1"),
+        model=model,
+        status=status,
+        outcome=_outcome(exchange, status),
+        prefill=pair.prefill.key if pair is not None and pair.prefill is not None else "",
+        decode=pair.decode.key if pair is not None else "",
+        protocol=pair.protocol.name if pair is not None else "",
+        attempts=exchange.attempts,
+        resumed=exchange.resumes,
+        stream=exchange.body.stream,
+        prompt_tokens=exchange.body.tokens,
+        completion_tokens=tokens,
+        queue_ms=milliseconds(exchange.queued),
+        ttft_ms=milliseconds(answer.first - exchange.started) if answer.first else None,
+        duration_ms=milliseconds(now - exchange.started),
+        bytes=answer.size,
+        key=exchange.key.name if exchange.key is not None else "",
+        error=exchange.error,
+    )
+
+
+def _outcome(exchange: "Exchange", status: int) -> str:
+    if status == 499:
+        return "client_left"
+    if not exchange.error:
+        return "ok"
+    return "broken" if exchange.answer.begun else "failed"
