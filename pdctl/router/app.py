@@ -44,7 +44,7 @@ class Router:
         self.models = ModelNames()
         self.registry = Registry(settings, probe, shared.load_of if shared is not None else lambda _: Load())
         index = PrefixIndex()
-        self.selector = Selector(self.registry, settings, index)
+        self.selector = Selector(self.registry, settings, index, self.metrics)
         self.admission = Admission(settings.queue_size)
         self.health = HealthChecks(self.registry, settings.limits)
         self.server = Server(Routes(self).answer, self._note_idle, settings.limits)

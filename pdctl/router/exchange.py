@@ -269,6 +269,7 @@ class Exchange:
         began = router.now()
         self.wait_until = 0.0
         self.attempts += 1
+        router.selector.assigned(choice.pair, self.ask)
         if choice.skipped:
             router.metrics.pd_skipped.value += 1
         if choice.fallback is not None:
@@ -327,7 +328,7 @@ class Exchange:
             answer.continue_with(head)
             return
         resumable = protocol.resumable and self.body.stream and self.body.n == 1
-        answer.begin(head, self._own_headers(), ResumableStream(self.id) if resumable else None)
+        answer.begin(head, self._own_headers(), ResumableStream(self.engine_id) if resumable else None)
 
     def _follow(self, leg: Leg, stream: ResumableStream, *, end: bool) -> None:
         """See whether a resumable stream has ended, well or not."""

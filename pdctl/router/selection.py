@@ -7,6 +7,7 @@ from pdctl.router.ask import Ask
 from pdctl.router.body import Body
 from pdctl.router.groups import Group
 from pdctl.router.instance import Instance
+from pdctl.router.metrics import Metrics
 from pdctl.router.pairs import Pair, mismatch
 from pdctl.router.policies import make_policy
 from pdctl.router.policies.base import Policy
@@ -46,11 +47,13 @@ class EnginesFullError(Exception):
 class Selector:
     """Applies the policies to the registry's instances."""
 
-    def __init__(self, registry: Registry, settings: Settings, index: PrefixIndex) -> None:
+    def __init__(self, registry: Registry, settings: Settings, index: PrefixIndex, metrics: Metrics) -> None:
         self._registry = registry
+        self._metrics = metrics
         self._index = index
         self._splitwise = settings.splitwise
         self._pd_min_tokens = settings.pd_min_tokens
+        self._indexes = settings.pd_min_tokens > 0 or "cache_aware" in settings.policies
         self._most = settings.engine_requests
         self._prefill = make_policy(settings.prefill_policy, index)
         self._decode = make_policy(settings.decode_policy, index)
@@ -96,6 +99,18 @@ class Selector:
         if not free:
             raise EnginesFullError
         return policy.choose(free, ask)
+
+    def assigned(self, pair: Pair, ask: Ask) -> None:
+        """Take note of what a pair's engines will hold, and of what they are expected to hold already."""
+        if not self._indexes:
+            return
+        for engine in (pair.prefill, pair.decode):
+            if engine is None:
+                continue
+            held = ask.tokens - ask.uncached(self._index.matched(engine.key, ask.prefix))
+            if held:
+                self._metrics.cache_hit_tokens[engine.registration.role] += held
+            self._index.assigned(engine.key, ask.prefix)
 
     def _is_short(self, decode: Instance, ask: Ask) -> bool:
         if not decode.protocol.can_prefill(decode):

@@ -28,14 +28,9 @@ class CacheAware:
         self._index = index
 
     def choose(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
-        """The lowest cost; among equals the one whose last request is the longest ago. Notes the assignment."""
-        best = candidates[0]
-        if len(candidates) > 1:
-            best = self._cheapest(candidates, ask)
-        self._index.assigned(best.key, ask.prefix)
-        return best
-
-    def _cheapest(self, candidates: Sequence[Instance], ask: Ask) -> Instance:
+        """The lowest cost; among equals the one whose last request is the longest ago."""
+        if len(candidates) == 1:
+            return candidates[0]
         matched, prefix = self._index.matched, ask.prefix
         answer = 0 if candidates[0].registration.role == "prefill" else _ANSWER
         best, least = candidates[0], -1

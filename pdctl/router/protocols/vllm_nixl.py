@@ -23,7 +23,7 @@ _WANTED = Raw(
 
 
 class _PrefillAnswer(msgspec.Struct):
-    kv_transfer_params: Raw | None = None
+    kv_transfer_params: Raw = Raw(b"null")
 
 
 _decode_answer = msgspec.json.Decoder(_PrefillAnswer).decode
@@ -71,4 +71,5 @@ def one_token(body: Body, params: Raw) -> bytes:
 
 
 def _params(answer: bytes) -> Raw | None:
-    return _decode_answer(answer).kv_transfer_params
+    params = _decode_answer(answer).kv_transfer_params
+    return None if bytes(params) == b"null" else params
