@@ -6,6 +6,8 @@ python -m benchmarks.router --only pdctl-builtin --load stream64 --seconds 3 --r
 
 import argparse
 import asyncio
+import signal
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ def main() -> None:
     contenders = [contender for contender in CONTENDERS if not options.only or contender.name in options.only]
     loads = [load for load in LOADS if not options.load or load.name in options.load]
     allow_many_connections()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended first
     figures: Figures = defaultdict(list)
     others: list[float] = []  # cores
     for number in range(options.rounds):
@@ -37,7 +40,7 @@ def main() -> None:
         seconds=options.seconds,
         workers=options.workers,
         peers_bin=options.peers_bin,
-        others=sum(others) / len(others),
+        others=sum(others) / max(1, len(others)),
     )
 
 
@@ -58,6 +61,9 @@ def _measure_all(
     contender: Contender, loads: list[Load], options: argparse.Namespace, figures: Figures
 ) -> Iterator[float]:
     """Measure every load; yields how many cores other processes used meanwhile."""
+    loads = [load for load in loads if not contender.loads or load.name in contender.loads]
+    if not loads:
+        return
     with running(contender, Options(options.peers_bin, options.workers)) as endpoint:
         for load in loads:
             begin, others = time.perf_counter(), OtherProcesses()

@@ -66,9 +66,11 @@ class Medians:
         return _ratio(self.added(ours, load, figure), self._peers(self.added, load, figure, min))
 
     def logging(self, ours: str, load: str) -> float | None:
-        """Our requests per second with the access log over those without it."""
-        without = self.get(NO_LOG.get(ours, ""), load, loads.REQUESTS)
-        return _ratio(self.get(ours, load, loads.REQUESTS), without)
+        """Our requests per second with the access log over those without it, measured just before or after."""
+        with_log = self._figures.get((ours, load, loads.REQUESTS), [])
+        without = self._figures.get((NO_LOG.get(ours, ""), load, loads.REQUESTS), [])
+        ratios = [value / base for value, base in zip(with_log, without, strict=False)]
+        return median(ratios) if ratios else None
 
     def _peers(
         self,

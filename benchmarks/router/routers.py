@@ -1,7 +1,6 @@
 """Starts and stops each router with mock engines of its own: two prefill and two decode."""
 
 import json
-import os
 import select
 import socket
 import subprocess
@@ -11,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import httpx
@@ -69,6 +67,7 @@ class Contender:
     live_path: str  # a GET that the router answers by itself
     command: Callable[[Options, Mocks, int, Path], list[str]] | None  # None: no router, straight to a mock engine
     registers_as: str = ""  # the engines register themselves, speaking this protocol; else the command names them
+    loads: tuple[str, ...] = ()  # the only ones that it is measured under; empty: all
 
 
 def _sglang_router(options: Options, mocks: Mocks, port: int, folder: Path) -> list[str]:
@@ -87,9 +86,9 @@ def _pdctl(protocol: str, *, logging: bool = True) -> Callable[[Options, Mocks, 
     def command(options: Options, mocks: Mocks, port: int, folder: Path) -> list[str]:
         command = [sys.executable, "-m", "pdctl.router", "--host", "127.0.0.1", "--port", str(port), "--splitwise"]
         command += ["--prefill-policy", "process_tokens", "--decode-policy", "request_num"]
-        command += _if_known("--workers", str(options.workers))
+        command += ["--workers", str(options.workers)]
         if logging:
-            command += _if_known("--access-log", str(folder / "access.log"))
+            command += ["--access-log", str(folder / "access.log")]
         if protocol == "builtin":
             return command
         bootstrap = [BOOTSTRAP_PORT] if protocol == "sglang" else []
@@ -104,7 +103,9 @@ CONTENDERS = (
     Contender("pdctl-sglang", "/health/live", _pdctl("sglang")),
     Contender("vllm-router", "/liveness", _vllm_router),
     Contender("pdctl-vllm-nixl", "/health/live", _pdctl("vllm-nixl")),
-    Contender("pdctl-vllm-nixl-no-log", "/health/live", _pdctl("vllm-nixl", logging=False)),
+    Contender(
+        "pdctl-vllm-nixl-no-log", "/health/live", _pdctl("vllm-nixl", logging=False), loads=("stream64", "plain64")
+    ),
     Contender("pdctl-builtin", "/health/live", _pdctl("builtin"), registers_as="builtin"),
 )
 
@@ -209,16 +210,3 @@ def _engines(mocks: Mocks, *bootstrap: str) -> list[str]:
     for port in mocks.decode:
         arguments += ["--decode", f"http://127.0.0.1:{port}"]
     return arguments
-
-
-def _if_known(flag: str, value: str) -> list[str]:
-    if flag in _help():
-        return [flag, value]
-    print(f"  (pdctl.router has no {flag} yet: left out)", file=sys.stderr)
-    return []
-
-
-@cache
-def _help() -> str:
-    command = [sys.executable, "-m", "pdctl.router", "--help"]
-    return subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout

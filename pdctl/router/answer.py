@@ -1,6 +1,5 @@
 """A request's answer on its way to the client: begun once, passed on piece by piece, never cut without a sign."""
 
-import re
 from typing import Protocol
 
 from pdctl.router.dechunker import Dechunker
@@ -9,7 +8,7 @@ from pdctl.router.metrics import Metrics
 from pdctl.router.openai_errors import error_body, error_event
 from pdctl.router.resume import ResumableStream
 
-_USAGE = re.compile(rb'"completion_tokens": ?(\d+)')
+_USAGE = b'"completion_tokens":'
 _BETWEEN_EVENTS = (b"\n\n", b"\r\n\r\n")
 _BETWEEN_CHUNKS = (b"\n\n\r\n", b"\r\n\r\n\r\n")  # an event's end, and its chunk's
 
@@ -121,8 +120,12 @@ class Answer:
         """What the answer says of its own length; None if it says nothing."""
         if self.stream is not None:
             return self.stream.tokens
-        usage = _USAGE.search(self._tail[-2048:])
-        return None if usage is None else int(usage[1])
+        tail = self._tail
+        at = tail.rfind(_USAGE)
+        if at < 0:
+            return None
+        digits = tail[at + len(_USAGE) : at + len(_USAGE) + 12].lstrip().split(b",", 1)[0].split(b"}", 1)[0]
+        return int(digits) if digits.isdigit() else None
 
     def _time(self, now: float) -> None:
         if self.first:

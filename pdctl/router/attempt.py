@@ -27,6 +27,7 @@ class Attempt:
         "_headers",
         "_prefill",
         "_sent",
+        "begun",
         "choice",
         "limits",
         "pair",
@@ -40,6 +41,7 @@ class Attempt:
         self.limits = exchange.router.settings.limits
         self._exchange = exchange
         self._abandoned = False  # nobody wants the answer any more
+        self.begun = False  # the decode has begun to answer: it knows itself whether it misses its prefill
         body, request, tokens = exchange.body, exchange.request, exchange.body.tokens
         if pair.prefill is None:
             bodies = Bodies(None, pair.protocol.local(body, engine_id, resumption))
@@ -82,6 +84,10 @@ class Attempt:
         if self._prefill is not None:
             self._drop(self._prefill)
 
+    def unlink(self) -> None:
+        """Let go of everything, now that nothing is open: else only the garbage collector could free it."""
+        del self._exchange, self._decode, self._prefill
+
     def abandon(self) -> None:
         """The client has left: drop what is under way, but leave no KV with a prefill that waits for its decode."""
         self._abandoned = True
@@ -98,14 +104,17 @@ class Attempt:
 
     def prefill_refuses(self) -> None:
         """The prefill's answer will be an error: the decode would wait in vain."""
-        if not self._exchange.answer.begun:
+        if not self.begun:
             self._drop(self._decode)
 
     def prefill_ended(self, leg: Leg) -> None:
         """The prefill's answer is complete."""
         if leg.head is not None and leg.head.status >= 300:
             self._judge(leg, leg.head)
-            self._exchange.refused(leg, leg.head)
+            if self.begun:
+                self._exchange.leg_closed()
+            else:
+                self._exchange.refused(leg, leg.head)
             return
         self._trust(leg)
         router = self._exchange.router
@@ -120,13 +129,15 @@ class Attempt:
     def prefill_failed(self, leg: Leg, failure: Failure) -> None:
         """The prefill is gone."""
         self._note(leg, failure)
-        if not self._exchange.answer.begun:
+        if self.begun:
+            self._exchange.leg_closed()
+        else:
             self._drop(self._decode)
             self._exchange.failed(leg, failure)
-        self._exchange.leg_closed()
 
     def decode_received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
         """A piece of the decode's answer."""
+        self.begun = True
         if end:
             self._trust(leg)
             router, prefill = self._exchange.router, self.pair.prefill
@@ -169,13 +180,13 @@ class Attempt:
 
     def _follow_up(self, prefill: Leg) -> None:
         try:
-            body, fallback = self.pair.protocol.follow_up(self._exchange.body, self.pair, prefill.answer)
+            follow_up = self.pair.protocol.follow_up(self._exchange.body, self.pair, prefill.answer)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.prefill_failed(prefill, Failure("invalid", f"its answer is not a prefill's: {error}"))
             return
-        if fallback is not None:
-            self._exchange.falls_back(fallback)
-        self._send_decode(body)
+        if follow_up.fallback is not None:
+            self._exchange.falls_back(follow_up.fallback)
+        self._send_decode(follow_up.body)
 
     def _release(self, prefill: Leg) -> None:
         """Have a decode take, and drop, the KV that waits at the prefill."""

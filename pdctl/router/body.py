@@ -1,6 +1,6 @@
 """A request's JSON body: what the router reads in it, and what it adds. The rest stays as the client wrote it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -9,7 +9,7 @@ from msgspec import UNSET, Raw, UnsetType
 BYTES_PER_TOKEN = 4
 
 
-class Body(NamedTuple):
+class Body(msgspec.Struct, frozen=True, gc=False):
     """A completion request, as the router sees it."""
 
     opened: bytes  # the JSON object without its closing brace, ready for another member: ends in "{" or ","

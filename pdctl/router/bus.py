@@ -9,21 +9,60 @@ from typing import cast
 
 import msgspec
 
+from pdctl.errors import PdctlError
 from pdctl.router.instance import Registration
+from pdctl.router.settings import Settings
 
 log = logging.getLogger(__name__)
 
+MAX_MESSAGE = 64 * 1024 * 1024  # bytes; figures are the largest
+MAX_UNREAD = 16 * 1024 * 1024  # bytes waiting for the other end, before it is given up
 _LENGTH = 4  # bytes before each message
+_START = 10.0  # seconds for the supervisor to say what there is
+_ANSWERS = 3.0  # seconds for the supervisor to gather what the others say: it waits for less
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """To a worker, first: what it was told at the router's start, whatever the files say by now."""
+
+    settings: Settings
+    debug: bool
+
+
+class Joined(msgspec.Struct, frozen=True, tag=True):
+    """A worker can take messages, and wants to know what there is."""
+
+
+class CaughtUp(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: it has been told all that there is, and may listen."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """A worker listens."""
 
 
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A worker cannot start."""
+
+    message: str
+    exit_code: int
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: end, after the requests in flight or at once."""
+
+    at_once: bool
+
+
+class Reopen(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: its access log has been moved away."""
+
+
 class Registered(msgspec.Struct, frozen=True, tag=True):
     """An engine has registered, and is healthy."""
 
     registration: Registration
+    engine_id: str = ""  # see Instance
 
 
 class Drained(msgspec.Struct, frozen=True, tag=True):
@@ -34,7 +73,7 @@ class Drained(msgspec.Struct, frozen=True, tag=True):
 
 
 class Removed(msgspec.Struct, frozen=True, tag=True):
-    """An operator removes an engine."""
+    """An operator has removed an engine, or it tries to come back too soon."""
 
     key: str
 
@@ -45,123 +84,194 @@ class Aborted(msgspec.Struct, frozen=True, tag=True):
     ids: list[str]
 
 
-class Asked(msgspec.Struct, frozen=True, tag=True):
-    """A worker wants the others' figures."""
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """A worker wants the others' figures, or only to know that they have taken all that it told them before."""
 
     number: int
-    worker: int
+    figures: bytes | None  # its own; None: it does not want the others'
 
 
-class Figures(msgspec.Struct, frozen=True, tag=True):
-    """A worker's figures, for the one that asked."""
+class Tell(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: it is asked."""
 
     number: int
-    worker: int
-    snapshot: bytes
+    figures: bool
 
 
-Message = Ready | Registered | Drained | Removed | Aborted | Asked | Figures
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """A worker's answer."""
+
+    number: int
+    figures: bytes
+
+
+class Answers(msgspec.Struct, frozen=True, tag=True):
+    """To a worker that asked: who has answered in time, and the last known figures of those who have not, or are dead."""
+
+    number: int = 0
+    answered: int = 0
+    figures: list[bytes] = []
+    last_known: list[bytes] = []
+
+
+Message = (
+    Begin | Joined | CaughtUp | Ready | Failed | Stop | Reopen | Registered | Drained | Removed | Aborted | Ask | Tell
+    | Told | Answers
+)  # fmt: skip
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode
-
-
-def framed(message: bytes) -> bytes:
-    """A message as it is sent."""
-    return len(message).to_bytes(_LENGTH, "big") + message
 
 
 class Wire(asyncio.Protocol):
     """One end of a connection: cuts what comes into messages."""
 
-    def __init__(self, receive: Callable[[bytes], None], lost: Callable[[], None]) -> None:
+    def __init__(self, receive: Callable[[bytes], None], lost: Callable[[str], None]) -> None:
+        """`lost` is called once, with why the other end is given up, or "" if it is gone."""
         self._receive = receive
         self._lost = lost
-        self._unread = b""
-        self._transport: asyncio.WriteTransport | None = None
+        self._unread = bytearray()
+        self._reason = ""
+        self._transport: asyncio.Transport | None = None
+        self.closed = asyncio.Event()
 
     def send(self, message: bytes) -> None:
-        """Send a message, if the other end is there."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(framed(message))
+        """Send a message, if the other end is there and reads."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if len(message) > MAX_MESSAGE:
+            log.error("not told to other processes: %d bytes are more than %d", len(message), MAX_MESSAGE)
+            return
+        if transport.get_write_buffer_size() > MAX_UNREAD:
+            self._give_up(f"it has left {MAX_UNREAD} bytes unread")
+            return
+        transport.write(len(message).to_bytes(_LENGTH, "big") + message)
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, after what has been sent."""
         if self._transport is not None:
             self._transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        self._transport = cast(asyncio.WriteTransport, transport)
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
-        self._unread += data
-        while len(self._unread) >= _LENGTH:
-            end = _LENGTH + int.from_bytes(self._unread[:_LENGTH], "big")
-            if len(self._unread) < end:
+        unread, start = self._unread, 0
+        unread += data
+        while len(unread) - start >= _LENGTH:
+            size = int.from_bytes(unread[start : start + _LENGTH], "big")
+            if size > MAX_MESSAGE:
+                self._give_up(f"it sent a message of {size} bytes")
                 return
-            message, self._unread = self._unread[_LENGTH:end], self._unread[end:]
-            self._receive(message)
+            end = start + _LENGTH + size
+            if len(unread) < end:
+                break
+            self._receive(bytes(unread[start + _LENGTH : end]))
+            start = end
+        del unread[:start]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the event loop."""
-        self._lost()
+        self.closed.set()
+        self._lost(self._reason)
+
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        assert self._transport is not None
+        self._transport.abort()
 
 
 class Bus:
     """A worker's end. A router of one process has a bus that nobody else is on."""
 
-    def __init__(self, worker: int = 0, workers: int = 1) -> None:
+    def __init__(self, worker: int = 0) -> None:
         self.worker = worker
-        self.receive: Callable[[Message], None] = lambda _: None
-        self.snapshot: Callable[[], bytes] = bytes  # this worker's figures
-        self._others = workers - 1
+        self.receive: Callable[[Message], None] = _nothing
+        self.figures: Callable[[], bytes] = bytes  # this worker's
         self._numbers = count()
-        self._answers: dict[int, tuple[list[bytes], asyncio.Event]] = {}
+        self._asked: dict[int, asyncio.Future[Answers]] = {}
+        self._expected: asyncio.Future[Message] | None = None  # what the supervisor has to say before it goes on
         self._wire: Wire | None = None
 
-    async def connect(self, sock: socket.socket, lost: Callable[[], None]) -> None:
-        """Take the supervisor's socket; `lost` is called when the supervisor is gone."""
-        self._wire = Wire(self._take, lost)
-        wire = self._wire
-        await asyncio.get_running_loop().create_connection(lambda: wire, sock=sock)
+    async def connect(self, sock: socket.socket, lost: Callable[[], None]) -> Begin:
+        """Take the supervisor's socket; `lost` is called when the supervisor is gone. PdctlError if it says nothing."""
+
+        def gone(reason: str) -> None:
+            if self._expected is not None and not self._expected.done():
+                self._expected.set_exception(PdctlError("the router's first process is gone"))
+            lost()
+
+        loop = asyncio.get_running_loop()
+        wire = self._wire = Wire(self._take, gone)
+        self._expected = loop.create_future()
+        await loop.create_connection(lambda: wire, sock=sock)
+        message = await self._await_expected("to begin")
+        assert isinstance(message, Begin)
+        return message
+
+    async def join(self) -> None:
+        """Be told all that there is, by calls of `receive`, and from now on all that the others tell."""
+        self._expected = asyncio.get_running_loop().create_future()
+        self.publish(Joined())
+        await self._await_expected("to tell which engines there are")
 
     def publish(self, message: Message) -> None:
         """Tell the others."""
         if self._wire is not None:
             self._wire.send(encode(message))
 
-    async def collect(self, timeout: float) -> list[bytes]:
-        """The others' figures; of those that do not answer in time, none."""
-        if not self._others:
-            return []
-        number = next(self._numbers)
-        answers, complete = self._answers[number] = ([], asyncio.Event())
-        self.publish(Asked(number, self.worker))
-        try:
-            async with asyncio.timeout(timeout):
-                await complete.wait()
-        except TimeoutError:
-            log.warning("figures of %d other workers did not come within %g s", self._others - len(answers), timeout)
-        finally:
-            del self._answers[number]
-        return answers
+    async def settle(self) -> None:
+        """Wait until all others have taken what has been published, for a while."""
+        await self._ask(None)
 
-    def close(self) -> None:
-        """Leave."""
-        if self._wire is not None:
-            self._wire.close()
+    async def collect(self) -> Answers:
+        """The others' figures."""
+        return await self._ask(self.figures() if self._wire is not None else b"")
+
+    async def leave(self) -> None:
+        """Close the connection, after what has been published."""
+        if self._wire is None:
+            return
+        self._wire.close()
+        await asyncio.wait((asyncio.ensure_future(self._wire.closed.wait()),), timeout=1.0)
+
+    async def _ask(self, figures: bytes | None) -> Answers:
+        if self._wire is None:
+            return Answers()
+        number = next(self._numbers)
+        answers = self._asked[number] = asyncio.get_running_loop().create_future()
+        self.publish(Ask(number, figures))
+        try:
+            return await asyncio.wait_for(answers, _ANSWERS)
+        except TimeoutError:
+            log.warning("waited %g s for the router's first process to say what the other workers answer", _ANSWERS)
+            return Answers()
+        finally:
+            del self._asked[number]
+
+    async def _await_expected(self, what: str) -> Message:
+        assert self._expected is not None
+        try:
+            return await asyncio.wait_for(self._expected, _START)
+        except TimeoutError:
+            raise PdctlError(f"waited {_START:g} s for the router's first process {what}") from None
 
     def _take(self, data: bytes) -> None:
         message = decode(data)
         match message:
-            case Asked(number, worker):
-                self.publish(Figures(number, worker, self.snapshot()))
-            case Figures(number, worker, snapshot):
-                if worker == self.worker and number in self._answers:
-                    answers, complete = self._answers[number]
-                    answers.append(snapshot)
-                    if len(answers) == self._others:
-                        complete.set()
+            case Tell(number, figures):
+                self.publish(Told(number, self.figures() if figures else b""))
+            case Answers(number):
+                if number in self._asked and not self._asked[number].done():
+                    self._asked[number].set_result(message)
+            case Begin() | CaughtUp():
+                if self._expected is not None and not self._expected.done():
+                    self._expected.set_result(message)
             case _:
                 self.receive(message)
+
+
+def _nothing(_: Message) -> None:
+    pass

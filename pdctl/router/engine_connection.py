@@ -7,54 +7,50 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from pdctl.router.messages import HOP_BY_HOP, ROUTER_HEADERS, Failure, Head
+from pdctl.router.engine_heads import read_head
+from pdctl.router.messages import Failure, Head
 
 if TYPE_CHECKING:
     from pdctl.router.upstream import Call, Pool
 
-_NOT_RELAYED = HOP_BY_HOP | ROUTER_HEADERS | {b"content-length"}
 _HEAD_END = b"\r\n\r\n"
+_CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"  # what a parser of chunks is told first
 
 
 class EngineConnection(asyncio.Protocol):
     """Carries one call at a time; between two it is its pool's.
 
-    A body is reported in the framing it came in: the parser looks for the end of an answer only.
+    A body is reported in the framing it came in.
     """
 
     __slots__ = (
-        "_chunked",
+        "_chunks",
         "_complete",
+        "_excess",
         "_head",
-        "_headers",
-        "_keep_alive",
-        "_length",
-        "_parser",
+        "_interim",
         "_paused",
         "_pool",
         "_remaining",
-        "_skipped",
-        "_sse",
         "_transport",
-        "_unasked",
         "_unread",
         "call",
         "idle_since",
     )
     _transport: asyncio.Transport
-    _headers: list[bytes]
     _head: Head | None
-    _length: int | None
     _remaining: int  # bytes of a body with a length
     _unread: bytes  # an incomplete head
-    _skipped: int  # interim answers (1xx) before the head
+    _interim: bool  # an interim answer (1xx) has come
+    _complete: bool  # the last chunk has come
+    _excess: bool  # and something after it
 
     def __init__(self, pool: "Pool", call: "Call") -> None:
         self.call: Call | None = call
         self.idle_since = inf  # a time while it is idle
         self._pool = pool
-        self._parser = httptools.HttpResponseParser(self)
-        self._paused = self._complete = False
+        self._chunks: httptools.HttpResponseParser | None = None  # made for the first chunked body
+        self._paused = False
         self._reset()
 
     # What the pool and the call use.
@@ -106,37 +102,33 @@ class EngineConnection(asyncio.Protocol):
         if call is None:
             self.drop()  # nothing was asked
             return
-        head = self._head
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            if not self._complete:
-                self._fail(call)
-                return
-            self._unasked = True  # what comes after the end
+        head, new = self._head, None
         if head is None:
-            head = self._head
-            body = self._body_after_head(data)
-            if body is None:
-                self._fail(call)
+            try:
+                head, data = self._read_head(data)
+            except ValueError as error:
+                self._fail(call, str(error))
                 return
             if head is None:
                 return
+            self._head = new = head
+        if head.length is not None:
+            end, clean = self._measure(len(data))
+            if not clean:
+                data = data[: len(data) + self._remaining]
+        elif head.chunked:
+            end, clean = self._find_end(data)
+            if not clean:  # where in these bytes the answer ends is not known
+                self._fail(call, "not valid HTTP chunks")
+                return
         else:
-            body, head = data, None
-        if self._length is not None:
-            self._remaining -= len(body)
-            if self._remaining < 0:
-                body = body[: self._remaining]
-        elif self._unasked and self._chunked:  # where the answer ends in this read is not known
-            self._fail(call)
+            end = clean = False
+        if not end:
+            if new is not None or data:
+                call.received(new, data, False)
             return
-        if not self._complete:
-            if head is not None or body:
-                call.received(head, body, False)
-            return
-        self._release(reusable=self._keep_alive and not self._unasked)
-        call.finished(head, body)
+        self._release(reusable=clean and head.keep_alive)
+        call.finished(new, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Report what the end of the connection means for the call."""
@@ -144,77 +136,72 @@ class EngineConnection(asyncio.Protocol):
         call, self.call = self.call, None
         if call is None:
             return
-        if exc is None and self._head is not None and self._length is None and not self._chunked:
+        head = self._head
+        if exc is None and head is not None and head.length is None and not head.chunked:
             call.finished(None, b"")  # a body without a length ends with its connection
             return
         reason = "the connection was closed" if exc is None else f"the connection was lost: {exc}"
-        when = "before the answer" if self._head is None else "in the middle of the answer"
-        answered = self._head is not None or bool(self._unread) or self._skipped > 0
+        when = "before the answer" if head is None else "in the middle of the answer"
+        answered = head is not None or bool(self._unread) or self._interim
         call.lost(Failure("dropped", f"{reason} {when}"), answered=answered)
 
-    # What the parser reports.
+    # What the parser of chunks reports.
 
     def on_message_begin(self) -> None:
         """Called by the parser at a message's first byte."""
-        self._unasked = self._complete
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser with a header, and with each trailer after a chunked body."""
-        if self._head is not None:
-            return
-        lower = name.lower()
-        if lower not in _NOT_RELAYED:
-            self._headers.append(b"%b: %b\r\n" % (name, value))
-            if lower == b"content-type":
-                self._sse = value.lower().startswith(b"text/event-stream")
-            elif lower == b"content-encoding":
-                self._sse = False
-        elif lower == b"content-length":
-            self._length = int(value)
-        elif lower == b"transfer-encoding":
-            self._chunked = True
-
-    def on_headers_complete(self) -> None:
-        """Called by the parser after the last header."""
-        status = self._parser.get_status_code()
-        if self._complete:
-            return
-        if status < 200:
-            self._skipped += 1
-            self._headers.clear()
-            return
-        self._keep_alive = self._parser.should_keep_alive()
-        if self._length is not None:
-            self._remaining = self._length
-        self._head = Head(status, b"".join(self._headers), self._length, self._sse, self._chunked)
+        self._excess = self._complete
 
     def on_message_complete(self) -> None:
-        """Called by the parser at the end of an answer, or of an interim one (1xx)."""
-        self._complete = self._head is not None
+        """Called by the parser after the last chunk."""
+        self._complete = True
 
     def _reset(self) -> None:
-        self._headers = []
-        self._head = self._length = None
+        self._head = None
         self._unread = b""
-        self._skipped = 0
-        self._complete = self._chunked = self._sse = self._keep_alive = self._unasked = False
+        self._remaining = -1
+        self._interim = self._complete = self._excess = False
 
-    def _body_after_head(self, data: bytes) -> bytes | None:
-        """What a read holds after the head; None if it cannot be told."""
+    def _read_head(self, data: bytes) -> tuple[Head | None, bytes]:
+        """The head, when it is whole, and what follows it. ValueError if it is invalid or too large."""
         if self._unread:
-            data = self._unread + data
-        if self._head is None:
-            self._unread = data
-            return b"" if len(data) <= self._pool.limits.head_bytes else None
-        self._unread = b""
-        end = data.find(_HEAD_END)
-        for _ in range(self._skipped):
-            end = data.find(_HEAD_END, end + 4)
-        return None if end < 0 else data[end + 4 :]
+            data, self._unread = self._unread + data, b""
+        while True:
+            end = data.find(_HEAD_END) + 4
+            if end < 4:
+                break
+            head = read_head(data[:end])
+            data = data[end:]
+            if head.status >= 200:
+                return head, data
+            self._interim = True
+        if len(data) > self._pool.limits.head_bytes:
+            raise ValueError(f"the head of its answer is larger than {self._pool.limits.head_bytes} bytes")
+        self._unread = data
+        return None, b""
 
-    def _fail(self, call: "Call") -> None:
+    def _measure(self, size: int) -> tuple[bool, bool]:
+        """Whether a body with a length ends with so many bytes more, and whether nothing follows it."""
+        if self._remaining < 0 and self._head is not None and self._head.length is not None:
+            self._remaining = self._head.length
+        self._remaining -= size
+        return self._remaining <= 0, self._remaining >= 0
+
+    def _find_end(self, data: bytes) -> tuple[bool, bool]:
+        """Whether a chunked body ends with this read, and whether all of it is valid."""
+        if self._chunks is None:
+            self._chunks = httptools.HttpResponseParser(self)
+        if self._remaining < 0:  # the first read
+            self._remaining = 0
+            self._chunks.feed_data(_CHUNKED)
+        try:
+            self._chunks.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            return False, False
+        return self._complete, not self._excess
+
+    def _fail(self, call: "Call", reason: str) -> None:
         self.drop()
-        call.lost(Failure("invalid", "the answer is not valid HTTP"), answered=True)
+        call.lost(Failure("invalid", reason), answered=True)
 
     def _release(self, *, reusable: bool) -> None:
         self.call = None

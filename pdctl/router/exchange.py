@@ -36,6 +36,7 @@ class Exchange:
         "_deadline",
         "_done",
         "_pin",
+        "_reported",
         "aborted",
         "added",
         "answer",
@@ -90,6 +91,7 @@ class Exchange:
         self._avoided: tuple[str, ...] = ()  # engines that have failed this request, the last one last
         self._deadline = self.started + router.settings.request_timeout
         self._done = False  # the client has its answer, or has left
+        self._reported = False
 
     @property
     def model(self) -> str:
@@ -210,12 +212,16 @@ class Exchange:
         self._done = True
         self.leg_closed()  # before the client's next request begins
         answer.pass_on(body, self.router.now(), end=True)
-        report(self, answer.status)
+        self._report(answer.status)
 
     def refused(self, leg: Leg, head: Head) -> None:
         """An engine's answer is an error."""
-        if self.answer.begun or self._done:
+        if self._done:
             self.leg_closed()
+            return
+        if self.answer.begun:  # by an engine before this one: the client can be told no status
+            if not (head.status in _RETRIED and self._resume(leg.instance.key)):
+                self._fail(502, f"{leg.instance.name} would not go on: it answered {head.status}", "resume_failed")
             return
         if head.status in _RETRIED and self._retry(leg.instance.key):
             return
@@ -245,6 +251,7 @@ class Exchange:
         """The request is over when both sides are."""
         if self._done and (self.attempt is None or not self.attempt.open):
             self.router.forget(self)
+            self._let_go()
 
     def _choose(self) -> Choice:
         selector = self.router.selector
@@ -275,7 +282,9 @@ class Exchange:
         if choice.fallback is not None:
             self.falls_back(choice.fallback)
         resumption = self.answer.stream.resumption() if self.answer.stream is not None else b""
-        self.attempt = Attempt(self, choice, self.engine_id, resumption)
+        last, self.attempt = self.attempt, Attempt(self, choice, self.engine_id, resumption)
+        if last is not None:
+            last.unlink()
         if self.attempts == 1:
             self.queued = began - self.started
             self.added = router.now() - began
@@ -358,7 +367,18 @@ class Exchange:
             self.router.admission.leave(self.model, self)
         self._deadline = self.router.now() + self.router.settings.limits.prefill_linger
         self.leg_closed()
+        self._report(status)
+
+    def _report(self, status: int) -> None:
         report(self, status)
+        self._reported = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        attempt = self.attempt
+        if attempt is not None and self._reported and not attempt.open:
+            self.attempt = None
+            attempt.unlink()
 
     def _own_headers(self) -> bytes:
         """The router's headers of the answer."""

@@ -1,6 +1,6 @@
 """Takes in a completion request: checks it, names it, and starts its exchange."""
 
-import os
+import random
 import re
 from math import ceil, isinf
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ def _request_id(request: Request, body: Body) -> str:
     given = request.headers.get(REQUEST_ID)
     request_id = given.decode("latin-1") if given else body.request_id
     if request_id is None:
-        return os.urandom(16).hex()
+        return f"{random.getrandbits(128):032x}"
     if not _REQUEST_ID.fullmatch(request_id):
         raise IntakeError(400, "a request id has 1 to 128 printable ASCII characters", "invalid_request_id")
     return request_id

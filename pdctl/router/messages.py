@@ -63,6 +63,7 @@ class Head(NamedTuple):
     length: int | None  # of the body; None: known at its end
     event_stream: bool  # uncompressed SSE
     chunked: bool  # the body comes in HTTP's chunks
+    keep_alive: bool  # the connection may carry another answer
 
 
 class Failure(NamedTuple):

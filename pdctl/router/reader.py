@@ -6,6 +6,7 @@ from typing import Literal
 import httptools
 
 from pdctl.router.messages import ALSO_READ, READ_HERE, Refusal, Request
+from pdctl.router.repeated import LastHead
 from pdctl.router.settings import Limits
 
 Phase = Literal["idle", "head", "body"]
@@ -22,6 +23,7 @@ class RequestReader:
         "_headers",
         "_http11",
         "_keep_alive",
+        "_last",
         "_limits",
         "_parser",
         "_unframed",
@@ -36,6 +38,7 @@ class RequestReader:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._parser = httptools.HttpRequestParser(self)
+        self._last: LastHead | None = None
         self.ready: deque[Request | Refusal] = deque()
         self.phase: Phase = "idle"
         self.steps = 0  # grows whenever the phase changes
@@ -48,14 +51,18 @@ class RequestReader:
         """Read on; whole requests, and at most one refusal as the last, are added to `ready`."""
         if self.closed:
             return
-        steps = self.steps
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.closed = True  # no other protocol is spoken here; the request itself is answered
-        except httptools.HttpParserError as error:
-            self._refuse(400, f"malformed HTTP request: {error}")
+        whole = self.phase == "idle"  # perhaps: the data begin with a request
+        if whole and self._last is not None:
+            request = self._last.repeat(data)
+            if request is not None and len(request.body) <= self._limits.body_bytes:
+                self.steps += 1
+                self.ready.append(request)
+                return
+        steps, waiting = self.steps, len(self.ready)
+        self._parse(data)
         self._bound_framing(len(data) if self.steps == steps else 0)
+        if whole and self.phase == "idle" and len(self.ready) == waiting + 1:
+            self._remember(data)
 
     def on_message_begin(self) -> None:
         """Called by the parser at a request's first byte."""
@@ -130,6 +137,19 @@ class RequestReader:
         self._body = []
         self.expects_continue = False
         self._set_phase("idle")
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.closed = True  # no other protocol is spoken here; the request itself is answered
+        except httptools.HttpParserError as error:
+            self._refuse(400, f"malformed HTTP request: {error}")
+
+    def _remember(self, data: bytes) -> None:
+        request = self.ready[-1]
+        if isinstance(request, Request) and not self.closed:
+            self._last = LastHead.of(data, request)
 
     def _set_phase(self, phase: Phase) -> None:
         self.phase = phase

@@ -7,6 +7,8 @@ from pdctl.router.access_log import AccessRecord, milliseconds
 if TYPE_CHECKING:
     from pdctl.router.exchange import Exchange
 
+_ROUTES = {path.encode(): path for path in ("/v1/chat/completions", "/v1/completions")}
+
 
 def report(exchange: "Exchange", status: int) -> None:
     """Count a request that is over, and log it."""
@@ -31,12 +33,12 @@ def report(exchange: "Exchange", status: int) -> None:
 
 
 def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:
-    answer, attempt = exchange.answer, exchange.attempt
+    answer, attempt, path = exchange.answer, exchange.attempt, exchange.request.path
     pair = None if attempt is None else attempt.pair
     return AccessRecord(
         id=exchange.id,
         client=exchange.client.address,
-        route=exchange.request.path.decode("latin-1"),
+        route=_ROUTES.get(path) or path.decode("latin-1"),
         model=model,
         status=status,
         outcome=_outcome(exchange, status),

@@ -3,6 +3,8 @@
 from collections.abc import Container, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from pdctl.router.ask import Ask
 from pdctl.router.body import Body
 from pdctl.router.groups import Group
@@ -23,7 +25,7 @@ class Pin(NamedTuple):
     decode: str
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True):
     """The engines for a request, and why there is no prefill engine among them, if that is not a matter of course."""
 
     pair: Pair

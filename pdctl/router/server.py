@@ -28,6 +28,7 @@ class Client(asyncio.Protocol):
     """One client's connection. `answer` is called with each request when its turn has come."""
 
     __slots__ = (
+        "_address",
         "_advancing",
         "_busy",
         "_chunked",
@@ -50,6 +51,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, server: "Server") -> None:
         self._server = server
+        self._address: str | None = None
         self._reader = RequestReader(server.limits)
         self._work: Work | None = None  # what serves the request whose answer is due
         self._busy = False  # an answer is due
@@ -186,8 +188,10 @@ class Client(asyncio.Protocol):
     @property
     def address(self) -> str:
         """Whose connection it is."""
-        peer = self._transport.get_extra_info("peername")
-        return f"{peer[0]}:{peer[1]}" if peer else ""
+        if self._address is None:
+            peer = self._transport.get_extra_info("peername")
+            self._address = f"{peer[0]}:{peer[1]}" if peer else ""
+        return self._address
 
     # Turns.
 

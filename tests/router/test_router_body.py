@@ -6,31 +6,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router.body import BodyError, complete_body, estimate_tokens, parse_body
+from pdctl.router.body import BodyError, completed, estimate_tokens, members, parse_body
 
-INFO = b'{"prefill_ip":"127.0.0.1"}'
+ADDED = b'"request_id":"id-1","disaggregate_info":{"prefill_ip":"127.0.0.1"}'
+TYPED = {"model", "stream", "n", "user", "echo", "prompt_logprobs"}  # read, so not anything will do
+ROUTERS = ["request_id", "disaggregate_info", "resume", "prefill_on_decode", "kv_transfer_params",
+           "bootstrap_host", "bootstrap_port", "bootstrap_room"]  # fmt: skip
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
-members = st.dictionaries(st.text(max_size=8) | st.sampled_from(["prompt", "messages", "disaggregate_info"]), values)
+names = st.text(max_size=8).filter(lambda name: name not in TYPED) | st.sampled_from(["prompt", "messages", *ROUTERS[1:]])
+objects = st.dictionaries(names, values)
 
 
-@given(members, st.booleans(), st.sampled_from(["", " ", "\r\n\t "]))
+@given(objects, st.booleans(), st.sampled_from(["", " ", "\r\n\t "]))
 def test_everything_else_stays(body: dict[str, object], ascii_only: bool, space: str):
     raw = (space + json.dumps(body, ensure_ascii=ascii_only) + space).encode("utf-8", "surrogatepass")
-    pairs = json.loads(complete_body(parse_body(raw), "id-1", INFO), object_pairs_hook=list)
-    names = [name for name, _ in pairs]
+    sent = completed(parse_body(raw), ADDED)
+    names = [name for name, _ in json.loads(sent, object_pairs_hook=list)]
     assert len(names) == len(set(names)), "a member is there twice"
-    sent = json.loads(complete_body(parse_body(raw), "id-1", INFO))
-    assert sent == body | {"request_id": "id-1", "disaggregate_info": {"prefill_ip": "127.0.0.1"}}
+    own = {name: value for name, value in body.items() if name not in ROUTERS}
+    assert json.loads(sent) == own | {"request_id": "id-1", "disaggregate_info": {"prefill_ip": "127.0.0.1"}}
+    assert json.loads(completed(parse_body(raw), b"")) == own
+    assert {name: json.loads(bytes(value)) for name, value in members(parse_body(raw)).items()} == own
 
 
 @pytest.mark.parametrize("raw", [b"{}", b" { } ", b'{"a": 1}', b'{"a": 1 }\n'])
 def test_objects_of_any_form(raw: bytes):
-    assert json.loads(complete_body(parse_body(raw), 'quote"')) == json.loads(raw) | {"request_id": 'quote"'}
+    assert json.loads(completed(parse_body(raw), b'"b":2,"c":3')) == json.loads(raw) | {"b": 2, "c": 3}
+    assert json.loads(completed(parse_body(raw), b"")) == json.loads(raw)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +46,34 @@ def test_objects_of_any_form(raw: bytes):
 def test_the_clients_own_id_is_read_and_replaced(raw: bytes):
     body = parse_body(raw)
     assert body.request_id == "mine"
-    pairs = json.loads(complete_body(body, "new"), object_pairs_hook=list)
+    pairs = json.loads(completed(body, b'"request_id":"new"'), object_pairs_hook=list)
     assert sorted(pairs) == [("a", 1), ("request_id", "new")]
 
 
 def test_a_null_id_is_none():
     body = parse_body(b'{"request_id": null, "a": 1}')
     assert body.request_id is None
-    assert json.loads(complete_body(body, "new"), object_pairs_hook=list) == [("a", 1), ("request_id", "new")]
+    assert json.loads(completed(body, b'"request_id":"new"'), object_pairs_hook=list) == [("a", 1), ("request_id", "new")]
+
+
+@pytest.mark.parametrize("name", ROUTERS[1:])
+@pytest.mark.parametrize("value", ["1", "null", '{"a": [1]}'])
+def test_a_client_cannot_say_what_routers_say(name: str, value: str):
+    escaped = f"\\u{ord(name[0]):04x}{name[1:]}"
+    for written in (name, escaped):
+        raw = f'{{"{written}": {value}, "prompt": "a"}}'.encode()
+        assert json.loads(completed(parse_body(raw), b"")) == {"prompt": "a"}
+
+
+def test_what_is_read_of_a_request():
+    body = parse_body(b'{"model":"m","stream":true,"n":3,"user":"u","messages":[{"role":"user","content":"x"}],"a":1}')
+    assert (body.model, body.stream, body.n, body.user, body.prompt_output) == ("m", True, 3, "u", False)
+    assert body.prompt == b'[{"role":"user","content":"x"}]'
+    plain = parse_body(b'{"prompt":"x","model":null,"stream":null,"n":null,"user":null,"echo":null}')
+    assert (plain.model, plain.stream, plain.n, plain.user, plain.prompt_output) == ("", False, 1, "", False)
+    assert plain.prompt == b'"x"'
+    assert parse_body(b'{"prompt":"x","echo":true}').prompt_output
+    assert parse_body(b'{"prompt":"x","prompt_logprobs":0}').prompt_output
 
 
 @pytest.mark.parametrize(
@@ -62,6 +89,11 @@ def test_a_null_id_is_none():
         b"\xff",
         b'{"prompt":"a","\xff":1,"request_id":"a"}',
         b'{"request_id": 5}',
+        b'{"model": 5}',
+        b'{"stream": "yes"}',
+        b'{"n": "2"}',
+        b'{"user": []}',
+        b'{"request_id":"a","x":NaN}',
         b'{"a":' + b"[" * 50_000,
     ],
 )

@@ -206,7 +206,7 @@ async def test_a_dead_engine_costs_one_retry_and_then_nothing(dead_role: str):
         )
         responses = [await pair.at.post() for _ in range(4)]
         assert [response.status_code for response in responses] == [200] * 4
-        assert pair.at.router.metrics.retries == 1
+        assert pair.at.router.metrics.retries.value == 1
         assert dead.key not in str((await pair.at.http.get("/registered")).json())
         other = pair.prefill if dead_role == "decode" else pair.decode
         ids = [(await other.turn()).json["request_id"] for _ in range(5)]
@@ -223,7 +223,7 @@ async def test_an_abort_names_the_second_attempt_as_its_engines_do():
         pool = pair.at.router.registry.instances[dead.key].pool
         await until(lambda: not pool.idle, "the dead connection to be noticed")
         requests = [asyncio.create_task(pair.at.post(headers={"X-Request-Id": name})) for name in "ab"]
-        await until(lambda: pair.at.router.metrics.retries, "the second attempt")
+        await until(lambda: pair.at.router.metrics.retries.value, "the second attempt")
         turns = {turn.json["request_id"]: turn for turn in [await pair.decode.turn() for _ in requests]}
         [retried] = [request_id for request_id in turns if request_id.endswith("-retry1")]
         abort = asyncio.create_task(

@@ -30,11 +30,11 @@ async def test_requests_by_route_and_status():
             await pair.at.post()
         await pair.at.http.post("/v1/completions", content=b"nonsense")
         now = await figures(pair.at)
-        assert now["requests_total", labels(route=CHAT, status="200")] == 3
-        assert now["requests_total", labels(route="/v1/completions", status="400")] == 1
-        assert now["request_duration_seconds_count", ()] == 3, "what was refused took no time"
-        assert now["request_duration_seconds_bucket", labels(le="+Inf")] == 3
-        assert 0.03 < now["request_duration_seconds_sum", ()] < 30
+        assert now["requests_total", labels(route=CHAT, model="m", status="200")] == 3
+        assert now["requests_total", labels(route="/v1/completions", model="", status="400")] == 1
+        assert now["request_duration_seconds_count", labels(model="m")] == 3, "what was refused took no time"
+        assert now["request_duration_seconds_bucket", labels(le="+Inf", model="m")] == 3
+        assert 0.03 < now["request_duration_seconds_sum", labels(model="m")] < 30
         assert now["pd_requests_total", labels(prefill=pair.prefill.key, decode=pair.decode.key)] == 3
 
 

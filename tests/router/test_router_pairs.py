@@ -4,13 +4,19 @@ import msgspec
 import pytest
 
 from pdctl.router.instance import Instance, Registration, parse_registration
+from pdctl.router.load import Load
 from pdctl.router.pairs import Pair, mismatch
 from pdctl.router.settings import Limits
 
 
 def instance(role: str, port: int, **fields: object) -> Instance:
     payload = {"role": role, "host_ip": "127.0.0.1", "port": port} | fields
-    return Instance(msgspec.convert(payload, Registration), Limits())
+    return Instance(msgspec.convert(payload, Registration), Limits(), Load())
+
+
+def disaggregate_info(pair: Pair) -> dict[str, object]:
+    """What a body says of the pair, once `info` is a member of it."""
+    return msgspec.json.decode(b"{%b}" % pair.info)["disaggregate_info"]
 
 
 async def test_disaggregate_info():
@@ -19,7 +25,7 @@ async def test_disaggregate_info():
         "decode", 8002, connector_port=9002, transfer_protocol=["ipc", "rdma"], device_ids=[3, "4"], rdma_ports=[7001]
     )
     pair = Pair(prefill, decode)
-    assert msgspec.json.decode(pair.info) == {
+    assert disaggregate_info(pair) == {
         "prefill_ip": "127.0.0.1",
         "prefill_port": 8001,
         "decode_ip": "127.0.0.1",
@@ -58,6 +64,10 @@ async def test_a_mixed_engine_has_no_pair():
         ({"tp_size": 2}, {"tp_size": 2}, "rdma"),
         ({"tp_size": 2}, {"tp_size": 1}, "rdma"),
         ({"tp_size": 1}, {"tp_size": 2}, None),
+        ({"protocol": "builtin"}, {"protocol": "builtin"}, "rdma"),
+        ({"protocol": "builtin"}, {"protocol": "fastdeploy"}, None),
+        ({"model": "a"}, {"model": "b"}, None),
+        ({"model": "a"}, {"model": ""}, "rdma"),
     ],
 )
 async def test_how_the_kv_gets_from_one_to_the_other(prefill: dict, decode: dict, transfer: str | None):
@@ -69,7 +79,7 @@ async def test_how_the_kv_gets_from_one_to_the_other(prefill: dict, decode: dict
         assert "8002" in reason
     else:
         assert mismatch(p, d) is None
-        assert msgspec.json.decode(Pair(p, d).info)["transfer_protocol"] == transfer
+        assert disaggregate_info(Pair(p, d))["transfer_protocol"] == transfer
 
 
 def test_a_registration_as_other_engines_write_it():
@@ -96,6 +106,9 @@ def test_a_registration_as_other_engines_write_it():
         ({"is_paused": "perhaps"}, "is_paused"),
         ({"device_ids": 3}, "device_ids"),
         ({"max_model_len": -1}, "max_model_len"),
+        ({"protocol": "telepathy"}, "protocol"),
+        ({"bootstrap_port": 70000}, "bootstrap_port"),
+        ({"prefill_on_decode": "perhaps"}, "prefill_on_decode"),
     ],
 )
 def test_a_wrong_registration_is_refused_by_name(change: dict[str, object], word: str):
@@ -113,6 +126,5 @@ def test_what_is_no_registration(body: bytes):
 async def test_an_ipv6_engine():
     engine = instance("prefill", 8001, host_ip="::1")
     assert engine.url == "http://[::1]:8001"
-    assert (
-        engine.request_head(b"GET", b"/", b"", 0) == b"GET / HTTP/1.1\r\nhost: [::1]:8001\r\ncontent-length: 0\r\n\r\n"
-    )
+    asked = engine.pool.request(b"GET", b"/", b"x-a: 1\r\n", b"body")
+    assert asked == b"GET / HTTP/1.1\r\nhost: [::1]:8001\r\nx-a: 1\r\ncontent-length: 4\r\n\r\nbody"

@@ -80,7 +80,7 @@ def test_headers_of_the_connection_are_not_forwarded():
         b"TE: trailers\r\nProxy-Authorization: p\r\nAuthorization: Bearer mine\r\n"
         b"Accept-Encoding: gzip\r\nX-Public: 2\r\n\r\n"
     )
-    assert request.forwarded == b"x-public: 2\r\nauthorization: Bearer mine\r\n"
+    assert request.forwarded == b"authorization: Bearer mine\r\nx-public: 2\r\n"
 
 
 def test_an_absolute_target():

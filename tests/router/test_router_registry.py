@@ -34,6 +34,10 @@ async def test_lists_and_numbers():
                 "connected_decodes": [],
                 "model": "m",
                 "max_model_len": None,
+                "protocol": "fastdeploy",
+                "bootstrap_port": 0,
+                "prefill_on_decode": False,
+                "kv_events": False,
             }
         ]
 
@@ -246,7 +250,11 @@ async def test_aborts_reach_every_engine():
         assert response.json()["results"] == {pair.prefill.url: "answered 200", pair.decode.url: "answered 200"}
         for mock in (pair.prefill, pair.decode):
             turn = await mock.turn()
-            assert (turn.target, turn.json) == ("/v1/abort_requests", {"abort_all": False} | body)
+            assert (turn.target, turn.json["abort_all"]) == ("/v1/abort_requests", False)
+            # Any attempt may be under way, and in another worker.
+            ids = turn.json["req_ids"]
+            assert {"a", "a-retry1", "a-retry11", "b", "b-retry1", "b-retry11"} <= set(ids)
+            assert {request_id.partition("-retry")[0] for request_id in ids} == {"a", "b"}
             assert turn.headers["authorization"] == "Bearer t"
 
 

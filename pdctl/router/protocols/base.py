@@ -1,6 +1,8 @@
 """What a protocol is."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from pdctl.router.body import Body, completed
 
@@ -9,14 +11,14 @@ if TYPE_CHECKING:
     from pdctl.router.pairs import Pair
 
 
-class Bodies(NamedTuple):
+class Bodies(msgspec.Struct, frozen=True, gc=False):
     """The bodies of a request's legs. No prefill leg: None. A decode leg that follows the prefill's answer: None."""
 
     prefill: bytes | None
     decode: bytes | None
 
 
-class FollowUp(NamedTuple):
+class FollowUp(msgspec.Struct, frozen=True, gc=False):
     """The decode leg that follows from a prefill's answer."""
 
     body: bytes

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pdctl.router.pairs import Pair
 
 _ROOMS = 63  # bits
+_MOST_ROOMS = 1024  # in one body: a client may ask for any number; out of one room, engines make more themselves
 
 
 class Sglang(PdProtocol):
@@ -30,7 +31,7 @@ class Sglang(PdProtocol):
     def bodies(self, body: Body, request_id: str, pair: "Pair", resume: bytes) -> Bodies:
         """One body for both legs. Several sequences need a room each."""
         count = _sequences(body)
-        if count == 1 or pair.prefill is None:
+        if not 1 < count <= _MOST_ROOMS or pair.prefill is None:
             both = completed(body, b'%b,"bootstrap_room":%d' % (pair.info, random.getrandbits(_ROOMS)))
             return Bodies(both, both)
         host, port = _address(pair.prefill)
