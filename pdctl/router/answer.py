@@ -5,7 +5,7 @@ from typing import Protocol
 from pdctl.router.dechunker import Dechunker
 from pdctl.router.messages import Head
 from pdctl.router.metrics import Metrics
-from pdctl.router.openai_errors import error_body, error_event
+from pdctl.router.openai_errors import error_event
 from pdctl.router.resume import ResumableStream
 
 _USAGE = b'"completion_tokens":'
@@ -104,8 +104,6 @@ class Answer:
     def refuse(self, head: Head, body: bytes, headers: bytes) -> None:
         """Answer with an engine's error, where nothing has been answered."""
         self.status = head.status
-        if not body:
-            body = error_body(head.status, f"the engine answered {head.status} without a reason")
         self._client.start(head.status, head.headers + headers, len(body))
         self._client.write(body, end=True)
 

@@ -39,11 +39,11 @@ class ApiKey:
     tokens_per_minute: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
 class ApiKeys:
     """All keys, of which a request has to carry one."""
 
-    def __init__(self, keys: list[ApiKey]) -> None:
-        self.keys = keys
+    keys: list[ApiKey]
 
     def find(self, authorization: bytes) -> ApiKey | None:
         """The key in an Authorization header's value; how long it takes says nothing about the keys."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import cast
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes; figures are the largest
 MAX_UNREAD = 16 * 1024 * 1024  # bytes waiting for the other end, before it is given up
 _LENGTH = 4  # bytes before each message
+_LEAVE = 1.0  # seconds for the last messages
 _START = 10.0  # seconds for the supervisor to say what there is
 _ANSWERS = 3.0  # seconds for the supervisor to gather what the others say: it waits for less
 
@@ -235,7 +237,8 @@ class Bus:
         if self._wire is None:
             return
         self._wire.close()
-        await asyncio.wait((asyncio.ensure_future(self._wire.closed.wait()),), timeout=1.0)
+        with suppress(TimeoutError):  # the supervisor does not read: it will see this process's end
+            await asyncio.wait_for(self._wire.closed.wait(), _LEAVE)
 
     async def _ask(self, figures: bytes | None) -> Answers:
         if self._wire is None:

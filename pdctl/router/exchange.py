@@ -10,6 +10,7 @@ from pdctl.router.body import Body
 from pdctl.router.legs import Leg
 from pdctl.router.messages import REQUEST_ID, SESSION, Failure, Head, Request
 from pdctl.router.metrics import CLIENT_LEFT
+from pdctl.router.openai_errors import error_body
 from pdctl.router.report import report
 from pdctl.router.resume import ResumableStream
 from pdctl.router.selection import Choice, EnginesFullError, Pin, SelectionError
@@ -210,8 +211,10 @@ class Exchange:
             answer.pass_on(body, self.router.now(), end=False)
             return
         self._done = True
+        now = self.router.now()
+        self._deadline = now + self.router.settings.limits.prefill_linger
         self.leg_closed()  # before the client's next request begins
-        answer.pass_on(body, self.router.now(), end=True)
+        answer.pass_on(body, now, end=True)
         self._report(answer.status)
 
     def refused(self, leg: Leg, head: Head) -> None:
@@ -229,7 +232,7 @@ class Exchange:
         log.warning("request %s: %s", self.id, self.error)
         headers = self._own_headers()
         self._finish(head.status)
-        self.answer.refuse(head, leg.answer, headers)
+        self.answer.refuse(head, leg.answer or error_body(head.status, self.error), headers)
 
     def failed(self, leg: Leg, failure: Failure) -> None:
         """An engine is gone."""

@@ -17,9 +17,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 def reserve(host: str, port: int) -> socket.socket:
     """A socket that keeps an address for those of `share`, and does not listen. Errors as of `bind`."""
-    with bind(host, port) as sock:  # alone: an address that is shared already would be shared with us, too
-        port = sock.getsockname()[1]
-    return share(host, port)
+    sock = _bind(host, port)  # alone: an address that others share already would be shared with us, too
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nobody else may bind what does not listen
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return sock
 
 
 def share(host: str, port: int) -> socket.socket:
@@ -49,7 +50,16 @@ def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
 def _by_whom(port: int) -> str:
     try:
         listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        pids = {c.pid for c in listening if c.pid is not None and c.laddr[1:2] == (port,)}
-        return "".join(f" by {psutil.Process(pid).name()} (pid {pid})" for pid in sorted(pids)[:1])
+        pids = sorted({c.pid for c in listening if c.pid is not None and c.laddr[1:2] == (port,)})
+        if not pids:
+            return ""
+        process = _first(psutil.Process(pids[0]))
+        return f" by {process.name()} (pid {process.pid})"
     except (psutil.Error, OSError):
         return ""  # the process belongs to another user, or is gone
+
+
+def _first(process: psutil.Process) -> psutil.Process:
+    """The process that has started this one as one of several workers, else itself: ending a worker frees no port."""
+    parent = process.parent()
+    return parent if parent is not None and parent.cmdline() == process.cmdline() else process

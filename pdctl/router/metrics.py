@@ -55,6 +55,8 @@ class Metrics:
             "requests_total", ("route", "model", "status"), "Requests answered (status 499: the client left)."
         )
         self.requests_in_flight = gauge("requests_in_flight", (), "Requests being served.")
+        self.workers = gauge("workers", (), "Processes that serve requests.", own=True)
+        self.workers_reporting = gauge("workers_reporting", (), "Those whose figures are on this page.", own=True)
         self.client_connections = gauge("client_connections", (), "Open connections of clients.")
         self.queue_depth = gauge("queue_depth", ("model",), "Requests that wait for an engine.")
 
@@ -121,10 +123,12 @@ class Metrics:
         self._take(instances)
         return self._families.snapshot()
 
-    def render(self, instances: Iterable[InstanceFigures], snapshots: Iterable[bytes] = ()) -> bytes:
-        """Prometheus text of this process and of the others' snapshots together."""
+    def render(
+        self, instances: Iterable[InstanceFigures], snapshots: Iterable[bytes] = (), past: Iterable[bytes] = ()
+    ) -> bytes:
+        """Prometheus text of this process, of the others' snapshots, and of what dead ones had counted."""
         self._take(instances)
-        return self._families.render(snapshots)
+        return self._families.render(snapshots, past)
 
     def _take(self, instances: Iterable[InstanceFigures]) -> None:
         for family in self._instances.values():

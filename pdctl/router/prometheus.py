@@ -148,13 +148,17 @@ class Families:
         """Everything that other processes add to theirs."""
         return msgspec.msgpack.encode({f.name: list(f.samples().items()) for f in self._families if not f.own})
 
-    def render(self, snapshots: Iterable[bytes]) -> bytes:
-        """This process's figures and those of the others' snapshots as one page."""
+    def render(self, snapshots: Iterable[bytes], past: Iterable[bytes] = ()) -> bytes:
+        """This process's figures and those of the others' snapshots as one page.
+
+        Of `past` snapshots, of processes that do not answer any more, only what adds up over time still counts.
+        """
         others = [_decoder.decode(snapshot) for snapshot in snapshots]
+        gone = [_decoder.decode(snapshot) for snapshot in past]
         lines: list[str] = []
         for family in self._families:
             samples = family.samples()
-            for other in others:
+            for other in others if family.kind == "gauge" else (*others, *gone):
                 _add(samples, other.get(family.name, ()))
             lines.append(f"# HELP {family.name} {family.help}\n# TYPE {family.name} {family.kind}\n")
             lines.extend(family.lines(samples))
@@ -163,6 +167,14 @@ class Families:
     def _add(self, family: Family) -> Family:
         self._families.append(family)
         return family
+
+
+def merged(one: bytes, other: bytes) -> bytes:
+    """Two snapshots as one: the sum of both."""
+    families = {name: dict(samples) for name, samples in _decoder.decode(one).items()}
+    for name, samples in _decoder.decode(other).items():
+        _add(families.setdefault(name, {}), samples)
+    return msgspec.msgpack.encode({name: list(samples.items()) for name, samples in families.items()})
 
 
 def _add(samples: Samples, others: Iterable[tuple[Labels, list[Number]]]) -> None:

@@ -87,6 +87,7 @@ class RequestReader:
             self._forwarded.append(b"%b: %b\r\n" % (name, value))
             if name not in ALSO_READ:
                 return
+        value = value.rstrip(b" \t")  # the parser takes whitespace off the beginning only
         earlier = self._headers.get(name)
         self._headers[name] = value if earlier is None else earlier + b"," + value
 
@@ -120,13 +121,12 @@ class RequestReader:
         """Called by the parser at a request's end."""
         if self.closed:
             return
-        url, headers, body = self._url, self._headers, self._body
-        path = _path(url)
+        target, headers, body = _origin_form(self._url), self._headers, self._body
         self.ready.append(
             Request(
                 method=self._parser.get_method(),
-                target=url if url.startswith(b"/") else path,
-                path=path,
+                target=target,
+                path=target.partition(b"?")[0],
                 headers=headers,
                 forwarded=b"".join(self._forwarded),
                 body=body[0] if len(body) == 1 else b"".join(body),
@@ -200,11 +200,13 @@ class RequestReader:
             self._refuse(431, f"the request's headers or chunk framing exceed {2 * self._limits.head_bytes} bytes")
 
 
-def _path(target: bytes) -> bytes:
-    """The path of a target in origin form, absolute form, or `*`."""
-    if not target.startswith((b"/", b"*")):
-        try:
-            return httptools.parse_url(target).path or b"/"
-        except httptools.HttpParserInvalidURLError:
-            return target
-    return target.partition(b"?")[0]
+def _origin_form(target: bytes) -> bytes:
+    """Path and query of a target, or `*`; what has neither stays as it is."""
+    if target.startswith((b"/", b"*")):
+        return target
+    try:
+        url = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        return target
+    path: bytes = url.path or b"/"
+    return path if url.query is None else b"%b?%b" % (path, url.query)

@@ -28,23 +28,36 @@ class Shared:
         self._worker = worker
         self._stride = _KEY + workers * _CELLS * _CELL
         self._memory = memoryview(mmap.mmap(fd, _size(workers, keys)))
+        self._loads: dict[str, Load] = {}
         self.usage = self._memory[_ROWS * self._stride :]  # for a UsageTable
 
     def load_of(self, key: str) -> Load:
-        """The load of an engine, which all workers write to and read together."""
+        """The load of an engine, which all workers write to and read together; the same as long as this process lives.
+
+        What had been assigned to an engine before it was removed is not done when it comes back.
+        """
+        load = self._loads.get(key)
+        if load is not None:
+            return load
         start = self._row(key.encode())
         if start is None:
-            log.warning("the table of engines is full: this worker does not know what others assign to %s", key)
+            log.warning("no room in the table of engines: this worker does not know what others assign to %s", key)
             return Load()
-        return Load(self._memory[start + _KEY : start + self._stride].cast("q"), self._worker)
+        load = Load(self._memory[start + _KEY : start + self._stride].cast("q"), self._worker)
+        self._loads[key] = load
+        return load
 
     def clear(self, worker: int) -> None:
         """Take back all that a worker has assigned: it is dead."""
         for start in range(0, _ROWS * self._stride, self._stride):
+            if not self._memory[start]:
+                return
             cells = self._memory[start + _KEY : start + self._stride].cast("q")
             cells[_CELLS * worker] = cells[_CELLS * worker + 1] = 0
 
     def _row(self, key: bytes) -> int | None:
+        if len(key) > _KEY:  # an IPv6 address may have a zone of any length
+            return None
         name = key.ljust(_KEY, b"\0")
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:

@@ -109,6 +109,8 @@ class Switchboard:
         match message:
             case Registered(registration):
                 engine = self._engine(address(registration.host_ip, registration.port))
+                if now - engine.seen > self._timeout:
+                    engine.drained = False  # the workers have forgotten it in between
                 engine.registered, engine.seen, engine.removed = data, now, None
             case Drained(key, draining):
                 self._engine(key).drained = draining

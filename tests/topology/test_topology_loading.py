@@ -143,7 +143,8 @@ def test_unknown_keys(text: str, line: str):
         ("router: {port: 70000}\n" + ROLES, "t.yaml:1: router.port: must be at most 65535, got the number 70000"),
         (
             "router: {decode_policy: requests}\n" + ROLES,
-            "t.yaml:1: router.decode_policy: expected one of 'request_num', 'random' or 'round_robin', "
+            "t.yaml:1: router.decode_policy: expected one of 'cache_aware', 'metrics_score', 'power_of_two', "
+            "'process_tokens', 'random', 'request_num', 'round_robin' or 'session_affinity', "
             "got text 'requests'",
         ),
         ("model: [a]\n" + ROLES, "t.yaml:1: model: expected text, got a list"),
