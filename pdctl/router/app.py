@@ -60,6 +60,7 @@ class Router:
         self._listener: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.registry.on_change = self._engines_changed
+        self.registry.on_gone = lambda instance: self.metrics.forget(instance.key)
         self.registry.on_hung = self._engine_hangs
         self.bus.receive = self._take
         self.bus.snapshot = lambda: self.metrics.snapshot(self.figures())

@@ -116,15 +116,16 @@ class Attempt:
             else:
                 self._exchange.refused(leg, leg.head)
             return
-        self._trust(leg)
         router = self._exchange.router
         router.metrics.prefill_seconds[leg.instance.key, self.pair.decode.key].observe(router.now() - self._sent)
-        if not self.sequential:
-            self._exchange.leg_closed()
-        elif self._abandoned:
+        if self.sequential and not self._abandoned:
+            self._follow_up(leg)
+            return
+        self._trust(leg)
+        if self.sequential:
             self._release(leg)
         else:
-            self._follow_up(leg)
+            self._exchange.leg_closed()
 
     def prefill_failed(self, leg: Leg, failure: Failure) -> None:
         """The prefill is gone."""
@@ -184,6 +185,7 @@ class Attempt:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.prefill_failed(prefill, Failure("invalid", f"its answer is not a prefill's: {error}"))
             return
+        self._trust(prefill)
         if follow_up.fallback is not None:
             self._exchange.falls_back(follow_up.fallback)
         self._send_decode(follow_up.body)

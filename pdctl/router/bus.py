@@ -196,17 +196,22 @@ class Bus:
         self._asked: dict[int, asyncio.Future[Answers]] = {}
         self._expected: asyncio.Future[Message] | None = None  # what the supervisor has to say before it goes on
         self._wire: Wire | None = None
+        self._stop: Callable[[bool], None] = _nothing
 
-    async def connect(self, sock: socket.socket, lost: Callable[[], None]) -> Begin:
-        """Take the supervisor's socket; `lost` is called when the supervisor is gone. PdctlError if it says nothing."""
+    async def connect(self, sock: socket.socket, stop: Callable[[bool], None]) -> Begin:
+        """Take the supervisor's socket. PdctlError if it says nothing.
+
+        `stop` is called when it says to stop, with whether that is at once, and when it is gone.
+        """
 
         def gone(reason: str) -> None:
             if self._expected is not None and not self._expected.done():
                 self._expected.set_exception(PdctlError("the router's first process is gone"))
-            lost()
+            stop(False)
 
         loop = asyncio.get_running_loop()
         wire = self._wire = Wire(self._take, gone)
+        self._stop = stop
         self._expected = loop.create_future()
         await loop.create_connection(lambda: wire, sock=sock)
         message = await self._await_expected("to begin")
@@ -269,6 +274,8 @@ class Bus:
             case Answers(number):
                 if number in self._asked and not self._asked[number].done():
                     self._asked[number].set_result(message)
+            case Stop(at_once):
+                self._stop(at_once)
             case Begin() | CaughtUp():
                 if self._expected is not None and not self._expected.done():
                     self._expected.set_result(message)
@@ -276,5 +283,5 @@ class Bus:
                 self.receive(message)
 
 
-def _nothing(_: Message) -> None:
+def _nothing(_: object) -> None:
     pass

@@ -279,6 +279,7 @@ class Exchange:
         began = router.now()
         self.wait_until = 0.0
         self.attempts += 1
+        self.fallback = ""
         router.selector.assigned(choice.pair, self.ask)
         if choice.skipped:
             router.metrics.pd_skipped.value += 1

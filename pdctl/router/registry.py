@@ -29,6 +29,7 @@ class Registry:
         self.instances: dict[str, Instance] = {}
         self.groups: dict[str, Group] = {}
         self.on_change: Callable[[], None] = _nothing  # called whenever other instances get requests
+        self.on_gone: Callable[[Instance], None] = _nothing  # called when an instance is not known any more
         self.on_hung: Callable[[Instance, str], None] = _nothing  # called when an instance is not expected to answer
         self._settings = settings
         self._probe = probe
@@ -207,6 +208,7 @@ class Registry:
         instance.live, instance.reason = False, reason
         instance.pool.retire()
         self._rebuild()
+        self.on_gone(instance)
 
     def _rebuild(self) -> None:
         known = {i.registration.model for i in self.instances.values()}

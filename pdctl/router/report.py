@@ -1,11 +1,14 @@
 """What is told of a request at its end: figures, a line in the access log, its key's consumption."""
 
+import logging
 from typing import TYPE_CHECKING
 
 from pdctl.router.access_log import AccessRecord, milliseconds
 
 if TYPE_CHECKING:
     from pdctl.router.exchange import Exchange
+
+log = logging.getLogger(__name__)
 
 _ROUTES = {path.encode(): path for path in ("/v1/chat/completions", "/v1/completions")}
 
@@ -30,6 +33,9 @@ def report(exchange: "Exchange", status: int) -> None:
         )
     if router.access_log is not None:
         router.access_log.write(_record(exchange, status, model, now, tokens))
+    if log.isEnabledFor(logging.DEBUG):
+        engines = "no engine" if exchange.attempt is None else exchange.attempt.pair.name
+        log.debug("request %s: %s: %d in %.3f s", exchange.id, engines, status, now - exchange.started)
 
 
 def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:

@@ -7,21 +7,25 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from pdctl.errors import PdctlError
+from pdctl.errors import ExitCode, PdctlError, ProcessDiedError, StepTimeoutError
 from pdctl.notify import Notifier
-from pdctl.router.bus import Drained, Message, Ready, Registered, Removed, Wire, decode
+from pdctl.router.bus import Begin, Failed, Message, Ready, Reopen, Stop, Tell, Wire, decode, encode
 from pdctl.router.listener import reserve
 from pdctl.router.settings import Settings
 from pdctl.router.shared import Shared, create
+from pdctl.router.switchboard import Switchboard
 from pdctl.router.upstream import address
 from pdctl.router.worker import Place
 
 log = logging.getLogger(__name__)
 
-_START = 30.0  # seconds for a worker to listen
+_START = 30.0  # seconds for all workers to listen
 _LAST_WORDS = 3.0  # beyond the time for draining, until a worker is killed
 _SHORT_LIFE = 10.0  # seconds
 _SHORT_LIVES = 5  # of a worker, one after the other, that end the router
+_PAUSE = 0.1  # seconds after a worker's death until the next is started, times its short lives
+_PING = 5.0  # seconds between two questions whether a worker lives
+_SILENCES = 6  # questions without an answer after which it is killed
 
 
 class _Worker:
@@ -31,137 +35,191 @@ class _Worker:
         self.number = number
         self.process: asyncio.subprocess.Process | None = None
         self.wire: Wire | None = None
-        self.ready = asyncio.Event()
+        self.joined = False
+        self.ready = False
+        self.failure: PdctlError | None = None  # why it cannot start
         self.short_lives = 0
+        self.silences = 0
+
+    def tell(self, message: bytes) -> None:
+        """Send it an encoded message."""
+        if self.wire is not None:
+            self.wire.send(message)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
 
 
 class Supervisor:
     """The first process of a router with several workers. It serves no request."""
 
-    def __init__(self, settings: Settings, argv: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, argv: Sequence[str], *, debug: bool = False) -> None:
+        """`argv` is for those who look at the processes: workers are told the settings."""
         self._settings = settings
         self._argv = argv
-        self._known: dict[tuple[type[Message], str], bytes] = {}  # what a new worker has to be told
-        self._port = 0
-        self._memory = -1
-        self._stopping = False
+        self._begin = encode(Begin(settings, debug))
+        self._workers = [_Worker(number) for number in range(settings.workers)]
+        self._loop = asyncio.get_running_loop()
+        self._all_ready = asyncio.Event()
+        self._stop = asyncio.Event()
+        self._switchboard = Switchboard(
+            settings.heartbeat_timeout, (address(fixed.host, fixed.port) for fixed in settings.fixed)
+        )
+        self._keys = len(settings.api_keys.keys) if settings.api_keys is not None else 0
+        self._memory = create(settings.workers, self._keys)
+        self._shared = Shared(self._memory, 0, settings.workers, self._keys)
 
     async def run(self) -> None:
         """Serve until told to stop. PdctlError if workers do not start, or keep dying."""
-        notifier, loop, stop = Notifier(), asyncio.get_running_loop(), asyncio.Event()
-        workers = [_Worker(number) for number in range(self._settings.workers)]
+        notifier, loop = Notifier(), self._loop
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._pass_on_stop, stop, workers)
-        loop.add_signal_handler(signal.SIGHUP, _signal, workers, signal.SIGHUP)
+            loop.add_signal_handler(number, self._told_to_stop)
+        if self._settings.access_log is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._tell_all, Reopen())
         with reserve(self._settings.host, self._settings.port) as reserved:
-            self._port = reserved.getsockname()[1]
-            keys = len(self._settings.api_keys.keys) if self._settings.api_keys is not None else 0
-            self._memory = create(len(workers), keys)
-            shared = Shared(self._memory, 0, len(workers), keys)
-            lives = [loop.create_task(self._keep_alive(worker, workers, shared)) for worker in workers]
+            port = reserved.getsockname()[1]
+            lives = [loop.create_task(self._keep_alive(worker, port)) for worker in self._workers]
+            others = [loop.create_task(self._announce(notifier, port)), loop.create_task(self._watch())]
             try:
-                await self._wait_until_ready(workers, lives)
-                notifier.listening({"api": self._port})
-                notifier.ready()
-                kind = "splitwise" if self._settings.splitwise else "mixed"
-                log.info("listening on %s:%d, %s, %d workers", self._settings.host, self._port, kind, len(workers))
-                await self._until_over(stop, lives)
+                await asyncio.wait((*lives, others[0]), return_when=asyncio.FIRST_EXCEPTION)
             finally:
-                if not self._stopping:
-                    self._pass_on_stop(stop, workers)
-                await asyncio.wait(lives, timeout=self._settings.drain + _LAST_WORDS)
-                _signal(workers, signal.SIGKILL)
+                self._order_stop(at_once=False)
                 await asyncio.gather(*lives, return_exceptions=True)
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
+        for task in (*lives, others[0]):
+            if not task.cancelled():
+                task.result()  # raises what ended the router
 
-    def _pass_on_stop(self, stop: asyncio.Event, workers: list[_Worker]) -> None:
-        self._stopping = True
-        _signal(workers, signal.SIGTERM)
-        stop.set()
+    def _told_to_stop(self) -> None:
+        self._order_stop(at_once=self._stop.is_set())
 
-    async def _wait_until_ready(self, workers: list[_Worker], lives: list[asyncio.Task[None]]) -> None:
-        ready = asyncio.create_task(_all_ready(workers))
-        await asyncio.wait({ready, *lives}, timeout=_START, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
+    def _order_stop(self, *, at_once: bool) -> None:
+        if self._stop.is_set() and not at_once:
             return
-        ready.cancel()
-        for life in lives:
-            if life.done():
-                await life  # raises what ended it
-        late = ", ".join(str(worker.number) for worker in workers if not worker.ready.is_set())
-        raise PdctlError(f"waited {_START:g} s for workers of the router to listen: {late} do not")
+        self._stop.set()
+        self._all_ready.set()  # nobody needs to wait for it any more
+        self._tell_all(Stop(at_once))
+        self._loop.call_later(_LAST_WORDS + (0 if at_once else self._settings.drain), self._kill_all)
 
-    async def _until_over(self, stop: asyncio.Event, lives: list[asyncio.Task[None]]) -> None:
-        told = asyncio.create_task(_wait(stop))
-        await asyncio.wait({told, *lives}, return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        for life in lives:
-            if life.done():
-                await life
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            if worker.process is not None and worker.process.returncode is None:
+                log.warning("worker %d does not end: killing it", worker.number)
+                worker.kill()
 
-    async def _keep_alive(self, worker: _Worker, workers: list[_Worker], shared: Shared) -> None:
-        loop = asyncio.get_running_loop()
-        while not self._stopping:
-            began = loop.time()
-            code = await self._live(worker, workers)
-            shared.clear(worker.number)
-            if self._stopping:
+    def _tell_all(self, message: Message) -> None:
+        data = encode(message)
+        for worker in self._workers:
+            worker.tell(data)
+
+    async def _announce(self, notifier: Notifier, port: int) -> None:
+        """Say that the router listens, when all of its workers do."""
+        try:
+            await asyncio.wait_for(self._all_ready.wait(), _START)
+        except TimeoutError:
+            late = ", ".join(str(worker.number) for worker in self._workers if not worker.ready)
+            raise StepTimeoutError(f"waited {_START:g} s for the router's workers to listen: {late} did not") from None
+        if self._stop.is_set():
+            return
+        notifier.listening({"api": port})
+        notifier.ready()
+        kind = "splitwise" if self._settings.splitwise else "mixed"
+        log.info("listening on %s:%d, %s, %d workers", self._settings.host, port, kind, len(self._workers))
+
+    async def _watch(self) -> None:
+        """Kill workers that do not answer: the kernel goes on giving them connections."""
+        question = encode(Tell(0, False))
+        while True:
+            await asyncio.sleep(_PING)
+            self._switchboard.prune()
+            for worker in self._workers:
+                if worker.silences >= _SILENCES:
+                    log.error("worker %d has not answered for %g s: killing it", worker.number, _PING * _SILENCES)
+                    worker.kill()
+                worker.silences += 1
+                worker.tell(question)
+
+    async def _keep_alive(self, worker: _Worker, port: int) -> None:
+        while not self._stop.is_set():
+            began = self._loop.time()
+            code = await self._live(worker, port)
+            self._shared.clear(worker.number)
+            self._switchboard.died(worker)
+            if self._stop.is_set():
                 return
-            log.error("worker %d died (exit code %d)", worker.number, code)
-            worker.short_lives = worker.short_lives + 1 if loop.time() - began < _SHORT_LIFE else 0
-            if worker.short_lives >= _SHORT_LIVES or not worker.ready.is_set():
-                raise PdctlError(f"worker {worker.number} of the router keeps dying: see its log above")
+            worker.short_lives = worker.short_lives + 1 if self._loop.time() - began < _SHORT_LIFE else 0
+            if worker.failure is not None and (not worker.ready or worker.short_lives >= _SHORT_LIVES):
+                raise worker.failure
+            if worker.short_lives >= _SHORT_LIVES:
+                raise ProcessDiedError(
+                    f"worker {worker.number} of the router has died {_SHORT_LIVES} times within {_SHORT_LIFE:g} s of "
+                    f"its start, now {_ended(code)}: see its log above"
+                )
+            log.error("worker %d has died (%s): starting another", worker.number, worker.failure or _ended(code))
+            await self._pause(_PAUSE * worker.short_lives)
 
-    async def _live(self, worker: _Worker, workers: list[_Worker]) -> int:
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return
+
+    async def _live(self, worker: _Worker, port: int) -> int:
+        """One worker's life; its exit code."""
+        worker.failure, worker.silences = None, 0
         ours, theirs = socket.socketpair()
-        place = Place(worker.number, self._port, theirs.fileno(), self._memory)
         with theirs:
-            worker.process = await asyncio.create_subprocess_exec(
+            place = Place(worker.number, port, theirs.fileno(), self._memory)
+            process = worker.process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                *(["-P"] if sys.flags.safe_path else []),
                 "-m",
                 "pdctl.router",
                 *self._argv,
                 env=place.environment,
                 pass_fds=(theirs.fileno(), self._memory),
-                start_new_session=False,
+                preexec_fn=_leave_to_supervisor,
             )
-        wire = worker.wire = Wire(lambda data: self._relay(data, worker, workers), lambda: None)
-        await asyncio.get_running_loop().create_connection(lambda: wire, sock=ours)
-        for message in tuple(self._known.values()):
-            wire.send(message)
-        code = await worker.process.wait()
+        wire = Wire(lambda data: self._take(worker, data), lambda reason: self._wire_lost(worker, reason))
+        await self._loop.create_connection(lambda: wire, sock=ours)
+        worker.wire = wire
+        wire.send(self._begin)
+        if self._stop.is_set():
+            wire.send(encode(Stop(False)))
+        code = await process.wait()
+        worker.wire = None
         wire.close()
         return code
 
-    def _relay(self, data: bytes, sender: _Worker, workers: list[_Worker]) -> None:
+    def _take(self, worker: _Worker, data: bytes) -> None:
+        worker.silences = 0
         message = decode(data)
         match message:
             case Ready():
-                sender.ready.set()
-                return
-            case Registered(registration):
-                self._known[Registered, address(registration.host_ip, registration.port)] = data
-            case Drained(key):
-                self._known[Drained, key] = data
-            case Removed(key):
-                self._known.pop((Registered, key), None)
-                self._known.pop((Drained, key), None)
+                worker.ready = True
+                if all(each.ready for each in self._workers):
+                    self._all_ready.set()
+            case Failed(text, exit_code):
+                worker.failure = PdctlError(text)
+                worker.failure.exit_code = ExitCode(exit_code)
             case _:
-                pass
-        for worker in workers:
-            if worker is not sender and worker.wire is not None:
-                worker.wire.send(data)
+                self._switchboard.take(worker, message, data, self._workers)
+
+    def _wire_lost(self, worker: _Worker, reason: str) -> None:
+        if reason:
+            log.error("worker %d: %s: killing it", worker.number, reason)
+            worker.kill()
 
 
-async def _all_ready(workers: list[_Worker]) -> None:
-    for worker in workers:
-        await worker.ready.wait()
+def _leave_to_supervisor() -> None:
+    """A terminal sends these signals to every process, but the supervisor says what they mean for a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-async def _wait(event: asyncio.Event) -> None:
-    await event.wait()
-
-
-def _signal(workers: list[_Worker], number: int) -> None:
-    for worker in workers:
-        if worker.process is not None and worker.process.returncode is None:
-            worker.process.send_signal(number)
+def _ended(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

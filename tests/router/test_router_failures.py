@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from router_mocks import (
+    ANSWER,
     Turn,
     drop,
     engine,
@@ -263,13 +264,94 @@ async def test_an_engine_that_comes_back_gets_requests_again():
         await pair.at.idle()
 
 
-async def test_a_second_dead_engine_is_not_survived_but_explained():
-    async with split() as pair, engine() as second, engine() as third:
+@pytest.mark.parametrize(("attempts", "status", "retries"), [(2, 502, 1), (3, 200, 2)])
+async def test_so_many_attempts_and_no_more(attempts: int, status: int, retries: int):
+    async with split(limits=quick(attempts=attempts)) as pair, engine() as second, engine() as third:
         await pair.at.admit("decode", second)
         await pair.at.admit("decode", third)
         instances = pair.at.router.registry.instances
         for mock in (pair.decode, second):
             await mock.stop()
             await until(lambda key=mock.key: not instances[key].pool.idle, "the end to be noticed")
-        assert (await pair.at.post()).status_code == 502
+        response = await pair.at.post()
+        assert response.status_code == status
+        assert pair.at.router.metrics.retries.value == retries
+        if status == 502:
+            assert message(response) == f"decode instance {second.url}: Connection refused"
         assert (await pair.at.post()).status_code == 200
+        assert pair.at.router.metrics.retries.value == retries, "the dead ones are known by now"
+        await pair.at.idle()
+
+
+# Answers that another pair may better.
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_an_error_that_another_engine_may_not_have_is_tried_elsewhere(role: str, status: int):
+    async def refuse(turn: Turn) -> None:
+        await turn.answer({"error": {"message": "not now"}}, status)
+
+    async with engine(refuse) as failing, split() as pair:
+        await pair.at.admit("prefill" if role == "prefill" else "decode", failing)
+        for _ in range(2):  # one of these comes to the failing engine
+            response = await pair.at.post()
+            assert (response.status_code, response.json()) == (200, ANSWER)
+            assert response.headers[f"x-router-{role}-url"] == (pair.prefill if role == "prefill" else pair.decode).url
+        assert failing.turns.qsize() >= 1
+        assert pair.at.router.metrics.retries.value == failing.turns.qsize()
+        await pair.at.idle()
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 501])
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_an_error_that_is_the_requests_own_is_not_tried_elsewhere(role: str, status: int):
+    async def refuse(turn: Turn) -> None:
+        await turn.answer({"error": {"message": "never"}}, status)
+
+    on = {f"on_{role}": refuse}
+    async with split(**on) as pair, engine() as other:
+        await pair.at.admit(role, other)
+        statuses = [(await pair.at.post()).status_code for _ in range(2)]
+        assert sorted(statuses) == [200, status]
+        assert pair.at.router.metrics.retries.value == 0
+        await pair.at.idle()
+
+
+async def test_if_every_engine_refuses_the_last_ones_answer_is_the_clients():
+    async def refuse(turn: Turn) -> None:
+        await turn.answer({"error": {"message": f"no room at {turn.headers['host']}"}}, 429, "Retry-After: 7\r\n")
+
+    async with split(on_prefill=hold, on_decode=refuse) as pair, engine(refuse) as other:
+        await pair.at.admit("decode", other)
+        response = await pair.at.post()
+        assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+        last = response.headers["x-router-decode-url"]
+        assert message(response) == f"no room at {last.removeprefix('http://')}"
+        assert (pair.decode.turns.qsize(), other.turns.qsize()) == (1, 1), "an engine that has failed is avoided"
+        for _ in range(2):
+            await (await pair.prefill.turn()).peer_left()
+        await pair.at.idle()
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+async def test_an_engine_that_drops_is_followed_by_another(role: str):
+    on = {f"on_{role}": drop}
+    async with split(**on, limits=quick(stale=0.0)) as pair, engine() as other:
+        await pair.at.admit(role, other)
+        for _ in range(2):
+            response = await pair.at.post()
+            assert response.status_code == 200
+            assert response.headers[f"x-router-{role}-url"] == other.url
+        await pair.at.idle()
+
+
+async def test_no_attempt_begins_after_the_deadline():
+    async with split(on_decode=hold, limits=quick(retry_deadline=0.0)) as pair, engine() as other:
+        request = asyncio.create_task(pair.at.post())
+        turn = await pair.decode.turn()
+        await pair.at.admit("decode", other)
+        await turn.answer({"error": {"message": "late"}}, 503)
+        response = await request
+        assert (response.status_code, message(response)) == (503, "late")
+        assert other.turns.empty()

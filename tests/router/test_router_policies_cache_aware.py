@@ -8,6 +8,7 @@ from pdctl.router.ask import Ask
 from pdctl.router.instance import Instance, Registration, Role
 from pdctl.router.load import Load
 from pdctl.router.policies import make_policy
+from pdctl.router.policies.base import Policy
 from pdctl.router.prefix_index import CHUNK_BYTES, PrefixIndex
 from pdctl.router.settings import Limits
 
@@ -30,6 +31,13 @@ def ask(text: bytes, chunks: int) -> Ask:
     return Ask(64 * chunks, prompt=prompt(text, chunks))
 
 
+def choose(policy: Policy, index: PrefixIndex, candidates: list[Instance], request: Ask) -> Instance:
+    """Choose as the router does: the index is told of the assignment, not by the choice."""
+    chosen = policy.choose(candidates, request)
+    index.assigned(chosen.key, request.prefix)
+    return chosen
+
+
 def work(instance: Instance) -> int:
     answers = 0 if instance.registration.role == "prefill" else ANSWER
     return instance.load.tokens + answers * instance.load.requests
@@ -44,11 +52,12 @@ async def test_what_is_left_to_compute_is_the_part_after_the_held_chunks():
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_a_prompt_returns_to_the_engine_that_had_it(role: Role):
-    candidates, policy = instances(4, role), make_policy("cache_aware", PrefixIndex())
+    index = PrefixIndex()
+    candidates, policy = instances(4, role), make_policy("cache_aware", index)
     homes = {}
     for _ in range(3):
         for text in (b"aa", b"bb", b"cc", b"dd", b"ee"):
-            instance = policy.choose(candidates, ask(text, 8))
+            instance = choose(policy, index, candidates, ask(text, 8))
             assert homes.setdefault(text, instance) is instance
             instance.load.add(512)
             instance.load.remove(512)
@@ -56,12 +65,13 @@ async def test_a_prompt_returns_to_the_engine_that_had_it(role: Role):
 
 
 async def test_a_conversation_stays_as_it_grows():
-    candidates, policy = instances(3), make_policy("cache_aware", PrefixIndex())
-    first = policy.choose(candidates, ask(b"turn", 2))
+    index = PrefixIndex()
+    candidates, policy = instances(3), make_policy("cache_aware", index)
+    first = choose(policy, index, candidates, ask(b"turn", 2))
     first.load.add(128)
     first.load.remove(128)
     for chunks in (4, 8, 40):
-        assert policy.choose(candidates, ask(b"turn", chunks)) is first
+        assert choose(policy, index, candidates, ask(b"turn", chunks)) is first
 
 
 async def test_what_an_engine_publishes_outweighs_what_it_was_assigned():
@@ -69,7 +79,7 @@ async def test_what_an_engine_publishes_outweighs_what_it_was_assigned():
     (first, second), policy = instances(2), make_policy("cache_aware", index)
     shared = ask(b"system prompt   ", 8)
     index.reset(first.key, shared.prefix)
-    assert policy.choose([second, first], shared) is first
+    assert choose(policy, index, [second, first], shared) is first
     index.update(first.key, [], shared.prefix)  # evicted
     index.check(100.0, [first.key, second.key])
     index.check(200.0, [first.key, second.key])
@@ -99,10 +109,11 @@ async def test_short_answers_and_long_ones_count_on_decode():
 
 async def test_equal_prompts_that_none_has_finished_spread_over_all_engines():
     """What happened in sglang#27547: long prompts, nothing ends, and all of them went to one engine."""
-    candidates, policy = instances(4), make_policy("cache_aware", PrefixIndex())
+    index = PrefixIndex()
+    candidates, policy = instances(4), make_policy("cache_aware", index)
     shared = ask(b"the same", 100)
     for count in range(1, 41):
-        policy.choose(candidates, shared).load.add(shared.tokens)
+        choose(policy, index, candidates, shared).load.add(shared.tokens)
         tokens = [i.load.tokens for i in candidates]
         assert max(tokens) - min(tokens) <= 2 * shared.tokens, count
     assert min(i.load.requests for i in candidates) >= 8
@@ -119,12 +130,13 @@ async def test_equal_prompts_that_none_has_finished_spread_over_all_engines():
 async def test_the_choice_never_has_more_than_the_least_loaded_and_this_prompt(
     role: Role, count: int, steps: list[tuple[bytes, int, float, bool]]
 ):
-    candidates, policy = instances(count, role), make_policy("cache_aware", PrefixIndex())
+    index = PrefixIndex()
+    candidates, policy = instances(count, role), make_policy("cache_aware", index)
     running: list[tuple[Instance, int]] = []
     for text, chunks, which, ends in steps:
         request = ask(text, chunks)
         least = min(work(i) for i in candidates)
-        chosen = policy.choose(candidates, request)
+        chosen = choose(policy, index, candidates, request)
         assert work(chosen) <= least + request.tokens
         chosen.load.add(request.tokens)
         running.append((chosen, request.tokens))

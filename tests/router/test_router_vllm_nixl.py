@@ -1,12 +1,27 @@
 """vLLM with NIXL, end to end: first the prefill, then the decode with what the prefill's answer says of its KV."""
 
 import asyncio
-import json
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
-from router_mocks import ANSWER, PROMPT, Running, Split, Turn, engine, hold, message, quick, running, until
-from router_protocol_mocks import DONE, STREAM, OnRequest, StreamClient, ask, protocol_pair, send_events, token_event
+from router_mocks import (
+    ANSWER,
+    LIMIT,
+    PROMPT,
+    Running,
+    Split,
+    Turn,
+    answer_at_once,
+    engine,
+    hold,
+    message,
+    quick,
+    until,
+)
+from router_protocol_mocks import DONE, STREAM, OnRequest, ask, protocol_pair, send_events, token_event
+
+from pdctl.router.upstream import Call
 
 # As vLLM writes it, spaces and all: it is copied byte for byte.
 PARAMS = b'{"do_remote_prefill": true, "remote_block_ids": [[1, 2], [3]],"f":1.50, "remote_host":"10.0.0.1","u":"\\u00e4"}'
@@ -16,12 +31,10 @@ async def prefilled(turn: Turn, params: bytes = PARAMS) -> None:
     await turn.answer(b'{"id": "cmpl-1", "choices": [{"text": " P"}], "kv_transfer_params": %b }' % params)
 
 
-def nixl(on_prefill: OnRequest = prefilled, on_decode: OnRequest | None = None, **settings: Any) -> Any:
-    return protocol_pair("vllm-nixl", on_prefill, on_decode or _answer, **settings)
-
-
-async def _answer(turn: Turn) -> None:
-    await turn.answer(ANSWER)
+def nixl(
+    on_prefill: OnRequest = prefilled, on_decode: OnRequest = answer_at_once, **settings: Any
+) -> AbstractAsyncContextManager[Split]:
+    return protocol_pair("vllm-nixl", on_prefill, on_decode, **settings)
 
 
 def params_of(turn: Turn) -> bytes:
@@ -125,13 +138,11 @@ async def fail(turn: Turn) -> None:
 async def test_a_prefill_that_fails_is_followed_by_another(bad: OnRequest):
     async with nixl(on_prefill=bad) as pair, engine(prefilled) as other:
         await pair.at.admit("prefill", other, protocol="vllm-nixl")
-        for _ in range(2):  # one of them goes to the bad one first
-            response = await pair.at.post()
-            assert response.status_code == 200
-            assert response.headers["x-router-prefill-url"] == other.url
-        assert pair.prefill.turns.qsize() == 1
-        assert pair.at.router.metrics.retries.value == 1
-        assert pair.decode.turns.qsize() == 2, "none after a failed prefill"
+        response = await pair.at.post()
+        assert response.status_code == 200
+        assert response.headers["x-router-prefill-url"] == other.url
+        assert pair.at.router.metrics.retries.value == pair.prefill.turns.qsize() == 1
+        assert pair.decode.turns.qsize() == 1, "none after a failed prefill"
         await pair.at.idle()
 
 
@@ -176,10 +187,9 @@ async def test_a_decode_that_fails_is_followed_by_a_whole_new_pair():
     """What the first prefill holds is known to the decode that failed only: the prompt is computed again."""
     async with nixl(on_decode=fail) as pair, engine() as other:
         await pair.at.admit("decode", other, protocol="vllm-nixl")
-        for _ in range(2):
-            response = await pair.at.post()
-            assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
-        assert pair.prefill.turns.qsize() == 3
+        response = await pair.at.post()
+        assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
+        assert pair.prefill.turns.qsize() == 2
         await pair.at.idle()
 
 
@@ -190,8 +200,9 @@ async def test_a_fallback_of_a_failed_attempt_is_not_the_answers():
         await turn.answer(next(answers))
 
     async with nixl(on_prefill=forget_once, on_decode=fail) as pair, engine() as other:
-        await pair.decode_first(other)
+        await pair.at.admit("decode", other, protocol="vllm-nixl")
         response = await pair.at.post()
+        assert pair.at.router.metrics.retries.value == 1
         assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
         assert "x-router-fallback" not in response.headers
         assert pair.at.router.metrics.fallbacks["no_kv_transfer_params"] == 1
@@ -200,80 +211,96 @@ async def test_a_fallback_of_a_failed_attempt_is_not_the_answers():
 # The client leaves.
 
 
-async def leaving(pair: Split) -> StreamClient:
-    return await ask(pair.at)
-
-
-async def test_a_client_that_leaves_during_prefill_ends_it():
-    async with nixl(on_prefill=hold) as pair:
-        client = await leaving(pair)
-        turn = await pair.prefill.turn()
-        client.leave()
-        await turn.peer_left()
-        await pair.at.idle()
-        assert pair.decode.turns.empty()
-        assert pair.at.router.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
-
-
-async def test_a_client_that_leaves_in_the_middle_of_the_prefills_answer_leaves_no_blocks():
-    """The prefill has computed: its blocks wait for a decode, though nobody waits for the answer."""
-    async with nixl(on_prefill=hold) as pair:
-        client = await leaving(pair)
-        turn = await pair.prefill.turn()
-        body = b'{"kv_transfer_params": %b}' % PARAMS
-        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        await until(lambda: _prefill_answers(pair.at), "the head of the prefill's answer")
-        client.leave()
-        await until(lambda: not pair.at.router.server.clients - _others(pair.at), "the client to be gone")
-        await turn.send(body)
-        await released(pair)
-
-
-async def test_a_client_that_leaves_between_the_legs_leaves_no_blocks():
-    """The decode is being connected: it gets a request of one token instead of the client's."""
-    async with nixl(on_prefill=hold) as pair:
-        accepted = asyncio.Event()
-        await pair.decode.stop()
-        client = await leaving(pair)
-        turn = await pair.prefill.turn()
-        connect = pair.at.router.registry.instances[pair.decode.key].pool
-        pair.at.router.registry.instances[pair.decode.key].pool.close()
-        await pair.decode.start()
-        del connect
-        loop = asyncio.get_running_loop()
-        original = loop.create_connection
-
-        async def slowly(*arguments: Any, **keywords: Any) -> Any:
-            await accepted.wait()
-            return await original(*arguments, **keywords)
-
-        loop.create_connection = slowly  # type: ignore[method-assign]
-        try:
-            await prefilled(turn)
-            await until(lambda: _connecting(pair.at), "the decode leg to be connected")
-            client.leave()
-            await until(lambda: not _waiting(pair.at), "the client's end to be noticed")
-            accepted.set()
-            await released(pair)
-        finally:
-            loop.create_connection = original  # type: ignore[method-assign]
+def gone(at: Running) -> bool:
+    """Whether the router knows that the client has left."""
+    return at.router.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
 
 
 async def released(pair: Split) -> None:
     """The decode takes the blocks, with one token and no stream; then nothing is left."""
     turn = await pair.decode.turn()
+    assert params_of(turn) == PARAMS
     sent = turn.json
-    assert json.loads(PARAMS) == sent["kv_transfer_params"]
-    assert (sent["max_tokens"], sent["stream"]) == (1, False)
+    assert (sent["max_tokens"], sent["n"], sent["stream"]) == (1, 1, False)
     await pair.at.idle()
     assert pair.decode.turns.empty()
 
 
+async def test_a_client_that_leaves_during_prefill_ends_it():
+    async with nixl(on_prefill=hold) as pair:
+        client = await ask(pair.at)
+        turn = await pair.prefill.turn()
+        client.leave()
+        await turn.peer_left()
+        await pair.at.idle()
+        assert pair.decode.turns.empty()
+        assert gone(pair.at)
+
+
+async def test_a_client_that_leaves_in_the_middle_of_the_prefills_answer_leaves_no_blocks():
+    """The prefill has computed: its blocks wait for a decode, though nobody waits for the answer."""
+    async with nixl(on_prefill=hold) as pair:
+        client = await ask(pair.at, STREAM | {"n": 2})
+        turn = await pair.prefill.turn()
+        body = b'{"kv_transfer_params": %b}' % PARAMS
+        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        [exchange] = pair.at.router.in_flight.values()
+        attempt = exchange.attempt
+        assert attempt is not None
+        await until(lambda: any(leg.head for leg in attempt.waits_for()), "the head of the prefill's answer")
+        client.leave()
+        await until(lambda: gone(pair.at), "the client's end to be noticed")
+        await turn.send(body)
+        await released(pair)
+
+
+async def test_a_client_that_leaves_between_the_legs_leaves_no_blocks(monkeypatch: pytest.MonkeyPatch):
+    """The decode is being connected: it gets a request of one token instead of the client's."""
+    async with nixl(on_prefill=hold) as pair:
+        await pair.decode.stop()  # no kept-alive connection is left
+        await pair.decode.start()
+        pool = pair.at.router.registry.instances[pair.decode.key].pool
+        await until(lambda: not pool.open, "the end of the decode's connections")
+        client = await ask(pair.at, STREAM | {"n": 2})
+        turn = await pair.prefill.turn()
+        connecting, go_on = asyncio.Event(), asyncio.Event()
+        connect = Call._connect
+
+        async def slowly(call: Call) -> None:
+            connecting.set()
+            await go_on.wait()
+            await connect(call)
+
+        monkeypatch.setattr(Call, "_connect", slowly)
+        await prefilled(turn)
+        async with asyncio.timeout(LIMIT):
+            await connecting.wait()
+        client.leave()
+        await until(lambda: gone(pair.at), "the client's end to be noticed")
+        go_on.set()
+        await released(pair)
+
+
 async def test_a_client_that_leaves_during_decode_ends_it():
     async with nixl(on_decode=hold) as pair:
-        client = await leaving(pair)
+        client = await ask(pair.at)
         turn = await pair.decode.turn()
         client.leave()
         await turn.peer_left()
         await pair.at.idle()
-        assert pair.decode.turns.empty(), "the decode itself releases the prefill's blocks"
+        assert pair.decode.turns.empty(), "the decode itself has the prefill's blocks released"
+
+
+async def test_blocks_of_nobody_are_given_up_after_a_while():
+    """A decode that does not answer the request of one token does not stay in flight for ever."""
+    async with nixl(on_prefill=hold, on_decode=hold, limits=quick(prefill_linger=0.1)) as pair:
+        client = await ask(pair.at)
+        turn = await pair.prefill.turn()
+        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        [exchange] = pair.at.router.in_flight.values()
+        attempt = exchange.attempt
+        assert attempt is not None
+        await until(lambda: any(leg.head for leg in attempt.waits_for()), "the head of the prefill's answer")
+        client.leave()
+        await turn.peer_left()
+        await pair.at.idle()

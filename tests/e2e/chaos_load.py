@@ -1,0 +1,141 @@
+"""A steady load whose every answer is known."""
+
+import itertools
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import httpx
+
+from tests.e2e.chaos_deployment import LIMIT_S, until
+from tests.e2e.e2e_prompts import LICENSE
+
+BEGUN = 3  # pieces after which a stream is in its middle
+
+
+class Request(NamedTuple):
+    """A request of the load."""
+
+    path: str
+    body: dict[str, Any]
+
+
+class Answer(NamedTuple):
+    """What has to be the same whatever happens to the engines."""
+
+    text: str
+    finish_reason: str
+    completion_tokens: int
+
+
+@dataclass
+class Load:
+    """What its clients see."""
+
+    url: str
+    expected: dict[int, Answer]
+    failures: list[str] = field(default_factory=list)
+    answered: int = 0
+    streaming: dict[int, str] = field(default_factory=dict)  # by client: where a stream in its middle began
+    ending: threading.Event = field(default_factory=threading.Event)
+
+    def more(self, answers: int) -> None:
+        """Wait until so many more requests have been answered."""
+        wanted = self.answered + answers
+        until(lambda: self.answered >= wanted or bool(self.failures), f"{answers} more answers")
+        assert not self.failures
+
+    def stream_at(self, url: str) -> None:
+        """Wait until a stream of this decode engine is in its middle."""
+        until(lambda: url in self.streaming.values() or bool(self.failures), f"a stream of {url}")
+        assert not self.failures
+
+
+def requests() -> list[Request]:
+    """Prompts of several lengths; most are streams; some are sampled; no two are equal."""
+    text = LICENSE.read_text()
+    made = []
+    for index, size in enumerate([60, 500, 200, 1100, 30, 800, 350, 1100, 120, 1000, 250, 650]):
+        prompt = text[400 * index :][:size]
+        sampling = {"temperature": 0.8, "seed": index} if index % 4 == 3 else {"temperature": 0}
+        body = {"max_tokens": 24 + 8 * (index % 4), "ignore_eos": True} | sampling
+        if index % 3:
+            body |= {"stream": True, "stream_options": {"include_usage": True}}
+        if index % 2:
+            made.append(Request("/v1/completions", body | {"prompt": prompt}))
+        else:
+            made.append(Request("/v1/chat/completions", body | {"messages": [{"role": "user", "content": prompt}]}))
+    return made
+
+
+@contextmanager
+def steady_load(url: str, expected: dict[int, Answer], clients: int) -> Iterator[Load]:
+    """Have so many clients ask one thing after the other inside the block; in the end none may have failed."""
+    load, turns, asked = Load(url, expected), itertools.count(), requests()
+    threads = [
+        threading.Thread(target=_client, args=(load, number, turns, asked), daemon=True) for number in range(clients)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        load.ending.set()
+        for thread in threads:
+            thread.join(LIMIT_S)
+    assert not load.failures
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def _client(load: Load, number: int, turns: Iterator[int], asked: list[Request]) -> None:
+    with httpx.Client(base_url=load.url, timeout=LIMIT_S) as http:
+        while not load.ending.is_set():
+            index = next(turns) % len(asked)
+            try:
+                answer = ask(http, asked[index], load, number)
+            except Exception as error:  # whatever it is, it is what the client gets
+                load.failures.append(f"request {index}: {error!r}")
+                continue
+            if answer != load.expected[index]:
+                load.failures.append(f"request {index}: {answer} instead of {load.expected[index]}")
+            load.answered += 1
+
+
+def ask(http: httpx.Client, request: Request, load: Load | None = None, number: int = 0) -> Answer:
+    """Send a request and return its whole answer."""
+    with http.stream("POST", request.path, json=request.body) as response:
+        if response.status_code != 200:
+            raise AssertionError(f"{response.status_code}: {response.read().decode()}")
+        if not request.body.get("stream"):
+            response.read()
+            return _joined([response.json()])
+        return _joined(_events(response, load, number))
+
+
+def _events(response: httpx.Response, load: Load | None, number: int) -> Iterator[dict[str, Any]]:
+    last = ""
+    try:
+        for count, line in enumerate(line for line in response.iter_lines() if line):
+            if load is not None and count == BEGUN:
+                load.streaming[number] = response.headers["x-router-decode-url"]
+            last = line
+            if line != "data: [DONE]":
+                yield json.loads(line.removeprefix("data: "))
+    finally:
+        if load is not None:
+            load.streaming.pop(number, None)
+    assert last == "data: [DONE]", f"the stream ended with {last}"
+
+
+def _joined(pieces: Iterable[dict[str, Any]]) -> Answer:
+    text, reason, tokens = "", "", 0
+    for piece in pieces:
+        for choice in piece["choices"]:
+            message = choice.get("message") or choice.get("delta") or {}
+            text += choice.get("text") or message.get("content") or ""
+            reason = choice.get("finish_reason") or reason
+        tokens = (piece.get("usage") or {}).get("completion_tokens", tokens)
+    return Answer(text, reason, tokens)
