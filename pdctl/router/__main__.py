@@ -50,9 +50,7 @@ async def _serve(settings: Settings, argv: Sequence[str], *, debug: bool) -> Non
 
 
 def _set_up_logging(prefix: str) -> None:
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s %(levelname)s {prefix}%(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s {prefix}%(message)s", stream=sys.stderr)
 
 
 def _allow_many_connections() -> None:

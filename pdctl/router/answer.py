@@ -9,6 +9,8 @@ from pdctl.router.openai_errors import error_event
 from pdctl.router.resume import ResumableStream
 
 _USAGE = b'"completion_tokens":'
+_USAGE_WITHIN = 2048  # bytes at the end of a piece
+_OTHER_EVENTS = 3  # of a stream: the role, the end's reason, [DONE]
 _BETWEEN_EVENTS = (b"\n\n", b"\r\n\r\n")
 _BETWEEN_CHUNKS = (b"\n\n\r\n", b"\r\n\r\n\r\n")  # an event's end, and its chunk's
 
@@ -41,9 +43,11 @@ class Answer:
     """What one client gets."""
 
     __slots__ = (
+        "_before",
         "_client",
         "_dechunker",
         "_event_stream",
+        "_events",
         "_framed",
         "_metrics",
         "_tail",
@@ -67,7 +71,9 @@ class Answer:
         self._event_stream = False
         self._framed = False  # the body is passed on in the engine's chunks
         self._dechunker: Dechunker | None = None
-        self._tail = b""  # of the body so far
+        self._events = 0  # of a stream
+        self._before = b""  # the last piece but one of the body so far
+        self._tail = b""  # and the last
 
     def begin(self, head: Head, headers: bytes, stream: ResumableStream | None) -> None:
         """Begin the answer. `stream` will be told of its events, if it is a stream of events."""
@@ -93,7 +99,9 @@ class Answer:
         if body:
             self._time(now)
             self.size += len(body)
-            self._tail = body
+            self._before, self._tail = self._tail, body
+            if self._event_stream:
+                self._events += body.count(b"\n\n")
         self._client.write(body, end=end)
 
     def error(self, status: int, message: str, code: str, headers: bytes) -> None:
@@ -115,13 +123,13 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int | None:
-        """What the answer says of its own length; None if it says nothing."""
+        """What the answer says of its own length, else about one token for each event; None if nothing is known."""
         if self.stream is not None:
             return self.stream.tokens
-        tail = self._tail
+        tail = self._before[-_USAGE_WITHIN:] + self._tail[-_USAGE_WITHIN:]
         at = tail.rfind(_USAGE)
         if at < 0:
-            return None
+            return max(0, self._events - _OTHER_EVENTS) if self._event_stream else None
         digits = tail[at + len(_USAGE) : at + len(_USAGE) + 12].lstrip().split(b",", 1)[0].split(b"}", 1)[0]
         return int(digits) if digits.isdigit() else None
 

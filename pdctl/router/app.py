@@ -3,13 +3,11 @@
 import asyncio
 import logging
 import socket
-import ssl
 
-from pdctl.errors import PdctlError
 from pdctl.router.access_log import AccessLog
 from pdctl.router.admission import Admission
 from pdctl.router.api_keys import UsageTable, size_needed
-from pdctl.router.bus import Aborted, Bus, Drained, Message, Registered, Removed
+from pdctl.router.bus import Aborted, Bus, Drained, Message, Registered, Removed, Reopen
 from pdctl.router.exchange import Exchange
 from pdctl.router.health import HealthChecks, probe
 from pdctl.router.instance import Instance, Registration
@@ -18,12 +16,13 @@ from pdctl.router.load import Load
 from pdctl.router.load_reports import LoadReports
 from pdctl.router.metrics import InstanceFigures, Metrics, ModelNames
 from pdctl.router.prefix_index import PrefixIndex
-from pdctl.router.registry import RegistrationError, Registry
+from pdctl.router.registry import Registry
 from pdctl.router.routes import Routes
 from pdctl.router.selection import Selector
 from pdctl.router.server import Client, Server
 from pdctl.router.settings import FixedInstance, Settings
 from pdctl.router.shared import Shared
+from pdctl.router.tls import server_context
 from pdctl.router.tracing import make_tracer
 
 log = logging.getLogger(__name__)
@@ -49,11 +48,12 @@ class Router:
         self.health = HealthChecks(self.registry, settings.limits)
         self.server = Server(Routes(self).answer, self._note_idle, settings.limits)
         self.usage = _usage(settings, shared, self.bus.worker)
+        tls = settings.certificate is not None and settings.private_key is not None
+        self._tls = server_context(settings.certificate, settings.private_key) if tls else None
         self.access_log = AccessLog(settings.access_log) if settings.access_log is not None else None
         self.tracing = make_tracer(settings.otlp_endpoint)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
-        self._tls = _tls(settings)
         self._kv_events = KvEvents(index, settings.token)
         self._load_reports = LoadReports() if "metrics_score" in settings.policies else None
         self._idle = asyncio.Event()
@@ -63,15 +63,24 @@ class Router:
         self.registry.on_gone = lambda instance: self.metrics.forget(instance.key)
         self.registry.on_hung = self._engine_hangs
         self.bus.receive = self._take
-        self.bus.snapshot = lambda: self.metrics.snapshot(self.figures())
+        self.bus.figures = lambda: self.metrics.snapshot(self.figures())
         for fixed in settings.fixed:
             self.registry.add_fixed(_registration(fixed, settings.protocol))
 
+    async def prepare(self) -> None:
+        """Find out which of the engines that are named on the command line get requests: at most a probe's time."""
+        await self.health.probe_all()
+
     async def serve(self, sock: socket.socket) -> None:
         """Take connections on a bound socket."""
-        loop = asyncio.get_running_loop()
+        loop, limits = asyncio.get_running_loop(), self.settings.limits
         self._listener = await loop.create_server(
-            lambda: Client(self.server), sock=sock, backlog=_BACKLOG, ssl=self._tls
+            lambda: Client(self.server),
+            sock=sock,
+            backlog=_BACKLOG,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else limits.head_timeout,
+            ssl_shutdown_timeout=None if self._tls is None else limits.linger,
         )
         self._tick()
 
@@ -161,11 +170,8 @@ class Router:
     def _take(self, message: Message) -> None:
         """Do as another worker has done."""
         match message:
-            case Registered(registration):
-                try:
-                    self.registry.admit(registration)
-                except RegistrationError as error:
-                    log.warning("another worker's registration: %s", error)
+            case Registered(registration, engine_id, news):
+                self.registry.admit_told(registration, engine_id, news=news)
             case Aborted(ids):
                 self.abort(ids)
             case Drained(key, draining):
@@ -173,9 +179,10 @@ class Router:
                 if instance is not None:
                     self.registry.drain(instance, draining=draining)
             case Removed(key):
-                instance = self.registry.instances.get(key)
-                if instance is not None:
-                    self.registry.remove(instance)
+                self.registry.keep_out(key)
+            case Reopen():
+                if self.access_log is not None:
+                    self.access_log.reopen()
             case _:
                 log.error("a message that is no worker's: %s", type(message).__name__)
 
@@ -223,15 +230,3 @@ def _usage(settings: Settings, shared: Shared | None, worker: int) -> UsageTable
     keys = len(settings.api_keys.keys)
     memory = shared.usage if shared is not None else memoryview(bytearray(size_needed(1, keys)))
     return UsageTable(memory, worker, settings.workers if shared is not None else 1, keys)
-
-
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.certificate is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.certificate, settings.private_key)
-    except (OSError, ssl.SSLError) as error:
-        files = f"{settings.certificate} and {settings.private_key or 'no --ssl-keyfile'}"
-        raise PdctlError(f"--ssl-certfile, --ssl-keyfile: cannot use {files}: {error}") from None
-    return context

@@ -64,7 +64,8 @@ class Registered(msgspec.Struct, frozen=True, tag=True):
     """An engine has registered, and is healthy."""
 
     registration: Registration
-    engine_id: str = ""  # see Instance
+    engine_id: str  # see Instance
+    news: bool  # else it is a mere heartbeat
 
 
 class Drained(msgspec.Struct, frozen=True, tag=True):

@@ -17,8 +17,6 @@ from pdctl.router.server import Client
 if TYPE_CHECKING:
     from pdctl.router.app import Router
 
-_OTHERS_TIMEOUT = 2.0  # for the figures of other workers
-
 
 class Control:
     """The handlers, by path and method."""
@@ -61,9 +59,10 @@ class Control:
         return Job(client, self._generate())
 
     async def _metrics(self) -> Reply:
-        router = self._router
-        others = await router.bus.collect(_OTHERS_TIMEOUT)
-        return 200, router.metrics.render(router.figures(), others)
+        router, metrics = self._router, self._router.metrics
+        others = await router.bus.collect()
+        metrics.workers.value, metrics.workers_reporting.value = router.settings.workers, 1 + others.answered
+        return 200, metrics.render(router.figures(), others.figures, others.last_known)
 
     async def _generate(self) -> Reply:
         router = self._router

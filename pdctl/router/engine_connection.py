@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import httptools
 
-from pdctl.router.engine_heads import read_head
+from pdctl.router.engine_heads import HTTP, NOT_HTTP, read_head
 from pdctl.router.messages import Failure, Head
 
 if TYPE_CHECKING:
@@ -176,6 +176,8 @@ class EngineConnection(asyncio.Protocol):
             self._interim = True
         if len(data) > self._pool.limits.head_bytes:
             raise ValueError(f"the head of its answer is larger than {self._pool.limits.head_bytes} bytes")
+        if not data.startswith(HTTP) and not HTTP.startswith(data):
+            raise ValueError(NOT_HTTP)
         self._unread = data
         return None, b""
 

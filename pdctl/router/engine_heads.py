@@ -4,6 +4,9 @@ import httptools
 
 from pdctl.router.messages import HOP_BY_HOP, ROUTER_HEADERS, Head
 
+HTTP = b"HTTP/1."  # how every head begins
+NOT_HTTP = "not a valid HTTP answer"
+
 _NOT_RELAYED = HOP_BY_HOP | ROUTER_HEADERS | {b"content-length"}
 _BODILESS = frozenset({204, 304})
 _KNOWN = 512  # heads that are remembered
@@ -17,6 +20,8 @@ def read_head(data: bytes) -> Head:
     head = _known.get(data)
     if head is not None:
         return head
+    if not data.startswith(HTTP):  # the parser takes empty lines before it
+        raise ValueError(NOT_HTTP)
     head = _Reader(data).head
     if len(data) <= _LONGEST:
         if len(_known) >= _KNOWN:
@@ -37,7 +42,7 @@ class _Reader:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            raise ValueError(f"not a valid HTTP answer: {error}") from None
+            raise ValueError(f"{NOT_HTTP}: {error}") from None
 
     @property
     def head(self) -> Head:

@@ -4,9 +4,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from pdctl.router.answer import Answer, Receiver
-from pdctl.router.ask import Ask
 from pdctl.router.attempt import Attempt
 from pdctl.router.body import Body
+from pdctl.router.engine_search import EngineSearch
 from pdctl.router.legs import Leg
 from pdctl.router.messages import REQUEST_ID, SESSION, Failure, Head, Request
 from pdctl.router.metrics import CLIENT_LEFT
@@ -18,7 +18,7 @@ from pdctl.router.selection import Choice, EnginesFullError, Pin, SelectionError
 if TYPE_CHECKING:
     from pdctl.router.api_keys import ApiKey
     from pdctl.router.app import Router
-    from pdctl.router.tracing import RequestTrace, Tracing
+    from pdctl.router.tracing import RequestTrace
 
 log = logging.getLogger(__name__)
 
@@ -32,33 +32,8 @@ class Exchange:
     a clean answer. From then on the decode alone decides: it knows whether it misses its prefill.
     """
 
-    __slots__ = (
-        "_avoided",
-        "_deadline",
-        "_done",
-        "_pin",
-        "_reported",
-        "aborted",
-        "added",
-        "answer",
-        "ask",
-        "attempt",
-        "attempts",
-        "body",
-        "client",
-        "error",
-        "fallback",
-        "id",
-        "key",
-        "queued",
-        "request",
-        "resumes",
-        "router",
-        "started",
-        "trace",
-        "wait_until",
-    )
     attempt: Attempt | None  # the last one
+    trace: "RequestTrace | None"
 
     def __init__(
         self,
@@ -76,20 +51,22 @@ class Exchange:
         self.request = request
         self.body = body
         self.key = key  # the client's
-        self.ask = Ask(body.tokens, request.headers.get(SESSION) or body.user.encode(), body.prompt)
         self.answer = Answer(client, router.metrics)
         self.attempt = None
-        self.trace = None if router.tracing is None else _trace(router.tracing, request, request_id, body.model)
+        self.trace = None
+        if router.tracing is not None:
+            self.trace = router.tracing.begin(request.path.decode("latin-1"), request.forwarded, request_id, body.model)
         self.started = router.now()
         self.attempts = self.resumes = 0
+        self.cached = 0  # prompt tokens that the engine which computes the prompt is expected to hold
         self.queued = 0.0  # seconds
         self.added = 0.0  # seconds that the router itself took
         self.error = ""  # what went wrong, for the log
         self.fallback = ""  # why no prefill engine computed the prompt
         self.aborted = False  # on an operator's word: not tried again
         self.wait_until = 0.0  # in the queue
-        self._pin = pin
-        self._avoided: tuple[str, ...] = ()  # engines that have failed this request, the last one last
+        session = request.headers.get(SESSION) or body.user.encode()
+        self._search = EngineSearch(router.selector, body, session, pin)
         self._deadline = self.started + router.settings.request_timeout
         self._done = False  # the client has its answer, or has left
         self._reported = False
@@ -107,7 +84,7 @@ class Exchange:
     def start(self) -> None:
         """Choose engines and send the request, or let it wait for some. SelectionError if there are none."""
         try:
-            choice = self._choose()
+            choice = self._search.choose()
         except EnginesFullError:
             self.router.in_flight[self.id] = self
             self._wait(self.router.settings.queue_timeout)
@@ -143,7 +120,7 @@ class Exchange:
     def engine_hangs(self, key: str, reason: str) -> None:
         """Expect no answer of an engine any more, if another one can take its place."""
         legs = [leg for leg in self.attempt.waits_for() if leg.instance.key == key] if self.attempt is not None else []
-        if not legs or not (self._done or self._has_alternative(key)):
+        if not legs or not (self._done or self._search.can_do_without(key)):
             return
         for leg in legs:
             if not leg.over:
@@ -175,7 +152,7 @@ class Exchange:
     def try_again(self) -> bool:
         """Ask for engines once more; False to go on waiting."""
         try:
-            choice = self._choose()
+            choice = self._search.choose()
         except EnginesFullError:
             return False
         except SelectionError as error:
@@ -256,31 +233,13 @@ class Exchange:
             self.router.forget(self)
             self._let_go()
 
-    def _choose(self) -> Choice:
-        selector = self.router.selector
-        if self._pin is not None:
-            return selector.pinned(self.body, self._pin)
-        try:
-            return selector.choose(self.body, self.ask, self._avoided)
-        except SelectionError:
-            if len(self._avoided) < 2:
-                raise
-            return selector.choose(self.body, self.ask, self._avoided[-1:])  # the others may have come back
-
-    def _has_alternative(self, key: str) -> bool:
-        try:
-            self.router.selector.choose(self.body, self.ask, (key,))
-        except (SelectionError, EnginesFullError):
-            return False
-        return True
-
     def _send(self, choice: Choice) -> None:
         router = self.router
         began = router.now()
         self.wait_until = 0.0
         self.attempts += 1
         self.fallback = ""
-        router.selector.assigned(choice.pair, self.ask)
+        self.cached = self._search.take(choice)
         if choice.skipped:
             router.metrics.pd_skipped.value += 1
         if choice.fallback is not None:
@@ -304,11 +263,11 @@ class Exchange:
         """Send the request elsewhere, nothing having been sent to the client."""
         limits = self.router.settings.limits
         late = self.router.now() - self.started > limits.retry_deadline
-        if self.aborted or self._pin is not None or self.attempts >= limits.attempts or late:
+        if self.aborted or self._search.pin is not None or self.attempts >= limits.attempts or late:
             return False
-        self._avoid(culprit)
+        self._search.avoid(culprit)
         try:
-            choice = self._choose()
+            choice = self._search.choose()
         except EnginesFullError:
             self._wait(self.router.settings.queue_timeout)
             return True
@@ -321,19 +280,16 @@ class Exchange:
     def _resume(self, culprit: str) -> bool:
         """Have another pair go on with a stream, after what the client has already got."""
         limits = self.router.settings.limits
-        if self.answer.stream is None or self.aborted or self._pin is not None or self.resumes >= limits.resumes:
+        if self.answer.stream is None or self.aborted or self._search.pin is not None or self.resumes >= limits.resumes:
             return False
         self.resumes += 1
         self.router.metrics.resumes.value += 1
-        self._avoid(culprit)
+        self._search.avoid(culprit)
         log.warning("request %s: goes on elsewhere after %d tokens", self.id, self.answer.stream.tokens)
         self.wait_until = self.router.now() + limits.resume_wait
         if not self.try_again():
             self._wait(limits.resume_wait)
         return True
-
-    def _avoid(self, culprit: str) -> None:
-        self._avoided = (*(key for key in self._avoided if key != culprit), culprit)
 
     def _begin(self, leg: Leg, head: Head) -> None:
         answer, protocol = self.answer, leg.instance.protocol
@@ -392,7 +348,3 @@ class Exchange:
         if self.fallback:
             own += b"x-router-fallback: %b\r\n" % self.fallback.encode()
         return own
-
-
-def _trace(tracing: "Tracing", request: Request, request_id: str, model: str) -> "RequestTrace":
-    return tracing.begin(request.path.decode("latin-1"), request.forwarded, request_id, model)

@@ -43,6 +43,14 @@ class HealthChecks:
         self._tasks[instance.key] = task
         task.add_done_callback(lambda _: self._tasks.pop(instance.key))
 
+    async def probe_all(self) -> None:
+        """Probe the engines that get no requests, and wait for the answers."""
+        for instance in self._registry.instances.values():
+            if not instance.live:
+                self.probe_soon(instance)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks.values()), timeout=self._limits.probe_timeout)
+
     def close(self) -> None:
         """Stop all probes."""
         for task in self._tasks.values():

@@ -8,17 +8,20 @@ import msgspec
 
 from pdctl.router.bus import Aborted, Drained, Registered, Removed
 from pdctl.router.fetch import FetchError, fetch
-from pdctl.router.instance import Instance, parse_registration
+from pdctl.router.instance import Instance, Registration, parse_registration
 from pdctl.router.job import Job, Reply
 from pdctl.router.messages import JSON, Request
 from pdctl.router.registry import RegistrationError
 from pdctl.router.server import Client
 from pdctl.router.tokens import authorized, bearer
+from pdctl.router.upstream import address
 
 if TYPE_CHECKING:
     from pdctl.router.app import Router
 
 INSTANCES = b"/instances/"  # and a key, and perhaps what to do
+_MAX_REGISTRATION = 256 * 1024  # bytes: every worker gets a copy of each
+_MAX_ABORT = 1024 * 1024  # likewise
 _ACTIONS = {"drain": True, "undrain": False}
 
 
@@ -64,27 +67,34 @@ class Operations:
         answer = [_description(instance) for instance in self._router.registry.instances.values()]
         client.reply(200, msgspec.json.encode(answer))
 
-    def drain(self, request: Request, client: Client) -> None:
+    def drain(self, request: Request, client: Client) -> Job | None:
         """POST /instances/{id}/drain or /undrain: no more requests for an instance, or requests again."""
         key, _, action = _path(request).rpartition("/")
         draining = _ACTIONS.get(action)
         if draining is None:
             client.error(404, f"an instance takes {' or '.join(_ACTIONS)}, not {action or 'nothing'}", code="not_found")
-            return
+            return None
         instance = self._find(request, client, key)
-        if instance is not None:
-            self._router.registry.drain(instance, draining=draining)
-            self._router.bus.publish(Drained(instance.key, draining))
-            client.reply(200, msgspec.json.encode(_description(instance)))
+        if instance is None:
+            return None
+        self._router.registry.drain(instance, draining=draining)
+        self._router.bus.publish(Drained(instance.key, draining))
+        return Job(client, self._when_settled(_description(instance)))
 
-    def remove(self, request: Request, client: Client) -> None:
+    def remove(self, request: Request, client: Client) -> Job | None:
         """DELETE /instances/{id}: forget an instance; what it is serving ends as it would have."""
         instance = self._find(request, client, _path(request))
-        if instance is not None:
-            answer = _description(instance)
-            self._router.registry.remove(instance)
-            self._router.bus.publish(Removed(instance.key))
-            client.reply(200, msgspec.json.encode(answer))
+        if instance is None:
+            return None
+        answer = _description(instance)
+        self._router.registry.remove(instance)
+        self._router.bus.publish(Removed(instance.key))
+        return Job(client, self._when_settled(answer))
+
+    async def _when_settled(self, answer: object) -> Reply:
+        """Answer when the other workers know."""
+        await self._router.bus.settle()
+        return 200, answer
 
     def _find(self, request: Request, client: Client, key: str) -> Instance | None:
         if not authorized(self._router.settings.token, request):
@@ -98,17 +108,30 @@ class Operations:
     async def _register(self, request: Request) -> Reply:
         if not authorized(self._router.settings.token, request):
             return 401, {"detail": "a registration needs the deployment's token"}
+        if len(request.body) > _MAX_REGISTRATION:
+            return 413, {"detail": f"a registration has at most {_MAX_REGISTRATION} bytes"}
         try:
             registration = parse_registration(request.body)
-            await self._router.registry.register(registration)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, RegistrationError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return 400, {"detail": str(error)}
-        self._router.bus.publish(Registered(registration))
+        registry, bus = self._router.registry, self._router.bus
+        try:
+            news = await registry.register(registration)
+        except RegistrationError as error:
+            if registry.is_kept_out(_key(registration)):
+                bus.publish(Removed(_key(registration)))  # the time until it may come back begins again
+            return 400, {"detail": str(error)}
+        instance = registry.instances[_key(registration)]
+        bus.publish(Registered(registration, instance.engine_id, news))
+        if news:
+            await bus.settle()
         return 200, {"status": "success"}
 
     async def _abort(self, request: Request) -> Reply:
         if not authorized(self._router.settings.token, request):
             return 401, {"detail": "aborting requests needs the deployment's token"}
+        if len(request.body) > _MAX_ABORT:
+            return 413, {"detail": f"a call to abort requests has at most {_MAX_ABORT} bytes: make several"}
         try:
             wanted = msgspec.json.decode(request.body, type=AbortRequest)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -117,6 +140,7 @@ class Operations:
             return 400, {"detail": 'give either "abort_all": true or "req_ids": [...]'}
         self._router.bus.publish(Aborted(wanted.req_ids))
         self._router.abort(wanted.req_ids)
+        await self._router.bus.settle()  # else another worker would try what an engine aborts again
         wanted.req_ids = [name for request_id in wanted.req_ids for name in self._engine_ids(request_id)]
         body = msgspec.json.encode(wanted)
         takers = [i for i in self._router.registry.instances.values() if i.live and i.protocol.takes_aborts]
@@ -137,6 +161,10 @@ class Operations:
         except FetchError as error:
             return False, str(error)
         return 200 <= answer.status < 300, f"answered {answer.status}"
+
+
+def _key(registration: Registration) -> str:
+    return address(registration.host_ip, registration.port)
 
 
 def _path(request: Request) -> str:

@@ -119,7 +119,7 @@ class RequestReader:
 
     def on_message_complete(self) -> None:
         """Called by the parser at a request's end."""
-        if self.closed:
+        if self.closed or self._skips_body():
             return
         target, headers, body = _origin_form(self._url), self._headers, self._body
         self.ready.append(
@@ -141,10 +141,29 @@ class RequestReader:
     def _parse(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self.closed = True  # no other protocol is spoken here; the request itself is answered
+        except httptools.HttpParserUpgrade as upgrade:  # no other protocol is spoken here: the request is answered
+            if self.closed or not self._skips_body():
+                self.closed = True
+            else:
+                self._read_body(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             self._refuse(400, f"malformed HTTP request: {error}")
+
+    def _skips_body(self) -> bool:
+        """Whether the parser leaves out the body, because its client offers another protocol."""
+        parser, headers = self._parser, self._headers
+        if not parser.should_upgrade() or parser.get_method() == b"CONNECT":
+            return False
+        return b"content-length" in headers or b"transfer-encoding" in headers
+
+    def _read_body(self, data: bytes) -> None:
+        """Read the body that the parser leaves out; it is the last one of its connection."""
+        length = self._headers.get(b"content-length")
+        framing = b"transfer-encoding: chunked" if length is None else b"content-length: " + length
+        method = self._parser.get_method()
+        self._parser = httptools.HttpRequestParser(_BodyOnly(self))
+        self._parse(b"%b / HTTP/1.1\r\nconnection: close\r\n%b\r\n\r\n" % (method, framing))
+        self._parse(data)
 
     def _remember(self, data: bytes) -> None:
         request = self.ready[-1]
@@ -198,6 +217,14 @@ class RequestReader:
         self._unframed += received
         if self._unframed > 2 * self._limits.head_bytes + 8 * self._body_size:
             self._refuse(431, f"the request's headers or chunk framing exceed {2 * self._limits.head_bytes} bytes")
+
+
+class _BodyOnly:
+    """Tells a reader of a request's body and end, but not of its head."""
+
+    def __init__(self, reader: RequestReader) -> None:
+        self.on_body = reader.on_body
+        self.on_message_complete = reader.on_message_complete
 
 
 def _origin_form(target: bytes) -> bytes:

@@ -40,8 +40,11 @@ class Registry:
 
     # Coming and going.
 
-    async def register(self, registration: Registration) -> None:
-        """Add an instance or take its heartbeat; one that is not live yet (again) must answer its /health first."""
+    async def register(self, registration: Registration) -> bool:
+        """Add an instance or take its heartbeat; one that is not live yet (again) must answer its /health first.
+
+        Returns whether that is news. RegistrationError if it is refused.
+        """
         key = address(registration.host_ip, registration.port)
         self._check_admissible(registration.role, key)
         instance = self.instances.get(key)
@@ -50,12 +53,13 @@ class Registry:
         if instance is None or not instance.live:
             instance = instance or self._make(registration)
             await self._check_healthy(instance)
-        self.admit(registration, instance)
+        news = self.admit(registration, instance)
         if self.instances.get(key) is not instance:
             instance.pool.retire()  # another registration of the same engine was faster
+        return news
 
-    def admit(self, registration: Registration, probed: Instance | None = None) -> None:
-        """Take a registration of an instance that is known to be healthy."""
+    def admit(self, registration: Registration, probed: Instance | None = None) -> bool:
+        """Take a registration of an instance that is known to be healthy; whether it is news."""
         key = address(registration.host_ip, registration.port)
         self._check_admissible(registration.role, key)
         instance = self.instances.get(key)
@@ -63,11 +67,27 @@ class Registry:
             instance = self.instances[key] = probed or self._make(registration)
         instance.last_heartbeat = self._now()
         if instance.live and instance.registration == registration:
-            return
+            return False
         instance.change(registration)
         state = "paused" if registration.is_paused else "registered"
         log.info("%s: %s at %s (%s)", state, registration.role, instance.url, registration.model or "no model name")
         self.bring_in(instance)
+        return True
+
+    def admit_told(self, registration: Registration, engine_id: str, *, news: bool) -> None:
+        """Take a registration that another worker has admitted."""
+        key = address(registration.host_ip, registration.port)
+        if key in self._removed:
+            return  # the other did not know it yet; it does not count as a try to come back
+        instance = self.instances.get(key)
+        if instance is None:
+            instance = self._make(registration)
+        elif not instance.live and not news:
+            instance.last_heartbeat = self._now()
+            return  # this process has its own reason to keep it out
+        if not instance.live:
+            instance.engine_id = engine_id
+        self.admit(registration, instance)
 
     def add_fixed(self, registration: Registration) -> None:
         """Add an instance that sends no heartbeats; its health decides when it gets requests."""
@@ -108,6 +128,17 @@ class Registry:
         log.info("removed: %s", instance.name)
         self._removed[instance.key] = self._now()
         self._drop(instance, "it was removed")
+
+    def keep_out(self, key: str) -> None:
+        """Forget an instance that was removed at another worker, and do not let it come back too soon."""
+        instance = self.instances.get(key)
+        if instance is not None:
+            self.remove(instance)
+        self._removed[key] = self._now()
+
+    def is_kept_out(self, key: str) -> bool:
+        """Whether an instance is refused because an operator has removed it."""
+        return key in self._removed
 
     def check(self, now: float) -> None:
         """Remove instances whose heartbeats have ceased; let breakers cool down. Called once a tick."""

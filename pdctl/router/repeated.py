@@ -1,4 +1,4 @@
-"""Clients repeat themselves: a request whose head differs from the last one's in its length only is not parsed again."""
+"""Clients repeat themselves: a head that differs from the last one in the length only is not parsed again."""
 
 import re
 from typing import NamedTuple, Self

@@ -56,6 +56,7 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
         stream=exchange.body.stream,
         prompt_tokens=exchange.body.tokens,
         completion_tokens=tokens,
+        cached_tokens=exchange.cached,
         queue_ms=milliseconds(exchange.queued),
         ttft_ms=milliseconds(answer.first - exchange.started) if answer.first else None,
         duration_ms=milliseconds(now - exchange.started),

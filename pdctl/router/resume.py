@@ -4,10 +4,13 @@ import re
 
 import msgspec
 
+from pdctl.router.openai_errors import error_event
+
 _TOKEN_IDS = b'"token_ids":['
 _CREATED = re.compile(rb'"created":(\d+)')
 _DONE = b"data: [DONE]\n\n"
 _ERROR = b"event: error\n"
+_MAX_EVENT = 1024 * 1024  # bytes
 
 
 class ResumableStream:
@@ -16,7 +19,7 @@ class ResumableStream:
     Only whole events are passed on: one that breaks off is sent by the next pair.
     """
 
-    __slots__ = ("_created", "_id", "_partial", "_tokens", "begun", "complete")
+    __slots__ = ("_created", "_failure", "_id", "_partial", "_tokens", "begun", "complete")
 
     def __init__(self, request_id: str) -> None:
         self.begun = False  # an event has been passed on
@@ -25,6 +28,7 @@ class ResumableStream:
         self._created = b"0"
         self._tokens: list[bytes] = []
         self._partial = b""
+        self._failure: bytes | None = None
 
     @property
     def tokens(self) -> int:
@@ -37,23 +41,24 @@ class ResumableStream:
         end = data.rfind(b"\n\n") + 2 if not data.endswith(b"\n\n") else len(data)
         if end < 2:
             self._partial = data
+            if len(data) > _MAX_EVENT:
+                self._failure = error_event(502, f"an event of the engine's is larger than {_MAX_EVENT} bytes")
             return b""
         events, self._partial = data[:end], data[end:]
-        failed = _find_error(events)
-        if failed >= 0:
-            self._partial = events[failed:]
-            events = events[:failed]
+        error = _find_error(events)
+        if error >= 0:
+            events = self._end(events, error)
         if events:
             self._note(events)
         return events
 
     def failure(self) -> bytes | None:
-        """The engine's own error event, if it ended the stream with one."""
-        return self._partial if self._partial.startswith(_ERROR) else None
+        """The error event that ended the stream, where another engine can do better."""
+        return self._failure
 
     def resumption(self) -> bytes:
         """What the next pair is told, as JSON; empty if no event has been passed on. Forgets what broke off."""
-        self._partial = b""
+        self._partial, self._failure = b"", None
         if not self.begun:
             return b""
         tokens = b",".join(self._tokens)
@@ -72,12 +77,21 @@ class ResumableStream:
             if ids and events[start - 1] != 0x5C:  # within a text, the quotation mark has a backslash before it
                 self._tokens.append(ids)
             start = events.find(_TOKEN_IDS, end)
-        self.complete = events.endswith(_DONE)
+        self.complete = self.complete or events.endswith(_DONE)
+
+    def _end(self, events: bytes, error: int) -> bytes:
+        """See what an error event means that begins there; return the events to pass on."""
+        end = events.find(b"\n\n", error) + 2
+        if b'"server_error"' not in events[error:end]:
+            self.complete = True  # the client's own fault: no other engine would do better
+            return events[:end]
+        self._failure = events[error:end]
+        return events[:error]
 
 
 def _find_error(events: bytes) -> int:
-    """Where an error event of the server's own making begins; -1: nowhere."""
-    start = 0 if events.startswith(_ERROR) else events.find(b"\n\n" + _ERROR) + 2
-    if start < 2 and not events.startswith(_ERROR):
-        return -1
-    return start if b'"server_error"' in events[start:] else -1
+    """Where an error event begins; -1: nowhere."""
+    if events.startswith(_ERROR):
+        return 0
+    at = events.find(b"\n\n" + _ERROR)
+    return at if at < 0 else at + 2

@@ -102,17 +102,16 @@ class Selector:
             raise EnginesFullError
         return policy.choose(free, ask)
 
-    def assigned(self, pair: Pair, ask: Ask) -> None:
-        """Take note of what a pair's engines will hold, and of what they are expected to hold already."""
-        if not self._indexes:
-            return
-        for engine in (pair.prefill, pair.decode):
-            if engine is None:
-                continue
-            held = ask.tokens - ask.uncached(self._index.matched(engine.key, ask.prefix))
-            if held:
-                self._metrics.cache_hit_tokens[engine.registration.role] += held
-            self._index.assigned(engine.key, ask.prefix)
+    def assigned(self, pair: Pair, ask: Ask) -> int:
+        """Note what a pair's engines will hold; how much of the prompt the first is expected to hold already."""
+        expected = 0
+        if self._indexes:
+            for engine in (pair.decode, pair.prefill):
+                if engine is not None:
+                    expected = ask.tokens - ask.uncached(self._index.matched(engine.key, ask.prefix))
+                    self._metrics.cache_hit_tokens[engine.registration.role] += expected
+                    self._index.assigned(engine.key, ask.prefix)
+        return expected
 
     def _is_short(self, decode: Instance, ask: Ask) -> bool:
         if not decode.protocol.can_prefill(decode):

@@ -18,7 +18,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
-names = st.text(max_size=8).filter(lambda name: name not in TYPED) | st.sampled_from(["prompt", "messages", *ROUTERS[1:]])
+names = st.text(max_size=8).filter(lambda name: name not in TYPED) | st.sampled_from(
+    ["prompt", "messages", *ROUTERS[1:]]
+)
 objects = st.dictionaries(names, values)
 
 
@@ -53,7 +55,10 @@ def test_the_clients_own_id_is_read_and_replaced(raw: bytes):
 def test_a_null_id_is_none():
     body = parse_body(b'{"request_id": null, "a": 1}')
     assert body.request_id is None
-    assert json.loads(completed(body, b'"request_id":"new"'), object_pairs_hook=list) == [("a", 1), ("request_id", "new")]
+    assert json.loads(completed(body, b'"request_id":"new"'), object_pairs_hook=list) == [
+        ("a", 1),
+        ("request_id", "new"),
+    ]
 
 
 @pytest.mark.parametrize("name", ROUTERS[1:])

@@ -1,4 +1,4 @@
-"""Hostile HTTP: whatever is ambiguous or malformed is refused and its connection closed, and what follows is not read."""
+"""Hostile HTTP: whatever is ambiguous or malformed is refused, its connection closed, and no more read."""
 
 import pytest
 from router_mocks import engine, quick, running
