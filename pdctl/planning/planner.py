@@ -1,7 +1,7 @@
 """Topology + profile + inventories -> Plan. Pure: equal inputs give an equal plan."""
 
 from pdctl.errors import PlanError
-from pdctl.planning.engine_plans import CHOSEN_PORTS, EnginePlanner
+from pdctl.planning.engine_plans import CHOSEN_PORTS, EnginePlanner, with_args
 from pdctl.planning.gpus import assign_gpus
 from pdctl.planning.inventory import Inventory
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan
@@ -10,6 +10,7 @@ from pdctl.topology.models import EVERY_ADDRESS, Topology
 
 ROUTER_METRICS = {"requests": "pdctl_router_requests_total", "running": "pdctl_router_requests_in_flight"}
 _LOOPBACK = "127.0.0.1"
+_STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining
 
 
 def make_plan(topology: Topology, profile: Profile, inventories: dict[str, Inventory]) -> Plan:
@@ -86,15 +87,18 @@ def _plan_router(topology: Topology, hosts: dict[str, HostPlan], inventories: di
         argv += ["--mixed-policy", router.mixed_policy]
     else:
         argv += ["--splitwise", "--prefill-policy", router.prefill_policy, "--decode-policy", router.decode_policy]
+    argv += ["--workers", str(router.workers), "--drain-secs", f"{router.drain_secs:g}"]
+    if router.pd_min_tokens:
+        argv += ["--pd-min-tokens", str(router.pd_min_tokens)]
     return ProcessPlan(
         name="router",
         role="router",
         host=router.host,
         address=_router_host(topology, hosts),
-        argv=tuple(argv),
+        argv=tuple(with_args(argv, router.args)),
         ports={"api": router.port},
         readiness=Readiness(kind="notify", timeout_s=30),
-        stop_grace_s=15,
+        stop_grace_s=router.drain_secs + _STOP_GRACE_S,
         metrics=ROUTER_METRICS,
     )
 

@@ -12,6 +12,10 @@ class Waiting(Protocol):
 
     wait_until: float
 
+    @property
+    def streaming(self) -> bool:
+        """Whether it is in the middle of its answer: it may wait for an engine to come up, not only for room."""
+
     def try_again(self) -> bool:
         """Ask for engines once more; False to go on waiting."""
 
@@ -38,9 +42,17 @@ class Admission:
         queue = self._queues.setdefault(model, deque())
         if len(queue) >= self.size:
             return False
-        queue.append(request)
+        if request.streaming:
+            queue.appendleft(request)
+        else:
+            queue.append(request)
         self.wake()
         return True
+
+    def has_line(self, model: str) -> bool:
+        """Whether requests for a model wait for room: others have to wait behind them."""
+        queue = self._queues.get(model)
+        return queue is not None and len(queue) > 0 and not queue[-1].streaming
 
     def leave(self, model: str, request: Waiting) -> None:
         """Take a request out whose client has left."""
@@ -55,6 +67,12 @@ class Admission:
         if self._queues and self._timer is None:
             self._timer = self._loop.call_later(_LOOK, self._look)
 
+    def hasten(self) -> None:
+        """An engine has room: look at once."""
+        if self._timer is not None and self._queues:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(0, self._look)
+
     def close(self) -> None:
         """Look no more."""
         if self._timer is not None:
@@ -67,8 +85,16 @@ class Admission:
             for request in [r for r in queue if r.wait_until <= now]:
                 queue.remove(request)
                 request.waited_too_long()
-            while queue and queue[0].try_again():
-                queue.popleft()
+            _serve(queue)
             if not queue:
                 self._queues.pop(model, None)
         self.wake()
+
+
+def _serve(queue: deque[Waiting]) -> None:
+    """Serve a queue's requests in turn, up to the first that has no room; streams keep nobody waiting."""
+    for request in tuple(queue):
+        if request.try_again():
+            queue.remove(request)
+        elif not request.streaming:
+            return

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 
 from pdctl.router.access_log import AccessLog
 from pdctl.router.admission import Admission
@@ -37,24 +38,23 @@ class Router:
     def __init__(self, settings: Settings, shared: Shared | None = None, bus: Bus | None = None) -> None:
         """PdctlError if the access log, the certificate or the collector of traces cannot be used."""
         self.settings = settings
-        self.now = asyncio.get_running_loop().time
+        self.now = time.monotonic  # as the event loop's time, which uvloop tells in whole milliseconds
         self.bus = bus or Bus()
         self.metrics = Metrics()
         self.models = ModelNames()
         self.registry = Registry(settings, probe, shared.load_of if shared is not None else lambda _: Load())
-        index = PrefixIndex()
-        self.selector = Selector(self.registry, settings, index, self.metrics)
+        self.index = PrefixIndex()
+        self.selector = Selector(self.registry, settings, self.index, self.metrics)
         self.admission = Admission(settings.queue_size)
         self.health = HealthChecks(self.registry, settings.limits)
         self.server = Server(Routes(self).answer, self._note_idle, settings.limits)
         self.usage = _usage(settings, shared, self.bus.worker)
-        tls = settings.certificate is not None and settings.private_key is not None
-        self._tls = server_context(settings.certificate, settings.private_key) if tls else None
+        self._tls = server_context(settings.certificate, settings.private_key)
         self.access_log = AccessLog(settings.access_log) if settings.access_log is not None else None
         self.tracing = make_tracer(settings.otlp_endpoint)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
-        self._kv_events = KvEvents(index, settings.token)
+        self._kv_events = KvEvents(self.index, settings.token)
         self._load_reports = LoadReports() if "metrics_score" in settings.policies else None
         self._idle = asyncio.Event()
         self._listener: asyncio.Server | None = None
@@ -122,6 +122,7 @@ class Router:
         """Called by each exchange at its end."""
         if self.in_flight.get(exchange.id) is exchange:  # else: forgotten before, and another has its id now
             del self.in_flight[exchange.id]
+            self.admission.hasten()
         if self.stopping:
             self._note_idle()
 

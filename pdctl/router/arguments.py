@@ -81,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--mixed-policy", choices=NAMES, default=defaults.mixed_policy)
     add("--pd-min-tokens", type=_count, default=defaults.pd_min_tokens, metavar="N",
         help="let a decode that can prefill do so if fewer prompt tokens than this are not cached there")  # fmt: skip
-    add("--engine-requests", type=_count, default=defaults.engine_requests, metavar="N",
+    add("--engine-requests", type=_positive, default=defaults.engine_requests, metavar="N",
         help="requests at one engine; further ones wait")  # fmt: skip
     add("--queue-size", type=_count, default=defaults.queue_size, metavar="N", help="waiting requests for a model")
     add("--queue-timeout", type=_seconds, default=defaults.queue_timeout, metavar="S")
-    add("--request-timeout-secs", type=_seconds, default=defaults.request_timeout, metavar="S")
-    add("--heartbeat-timeout", type=_seconds, default=defaults.heartbeat_timeout, metavar="S")
-    add("--health-interval", type=_seconds, default=limits.probe_interval, metavar="S")
-    add("--health-timeout", type=_seconds, default=limits.probe_timeout, metavar="S")
+    add("--request-timeout-secs", type=_some_seconds, default=defaults.request_timeout, metavar="S")
+    add("--heartbeat-timeout", type=_some_seconds, default=defaults.heartbeat_timeout, metavar="S")
+    add("--health-interval", type=_some_seconds, default=limits.probe_interval, metavar="S")
+    add("--health-timeout", type=_some_seconds, default=limits.probe_timeout, metavar="S")
     add("--health-failures", type=_positive, default=limits.probe_failures, metavar="N")
     add("--health-successes", type=_positive, default=limits.probe_successes, metavar="N")
     add("--drain-secs", type=_seconds, default=defaults.drain, metavar="S")
@@ -127,21 +127,21 @@ def _address(role: str, host: str, port: int) -> str:
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    port = _whole(text)
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is no port")
     return port
 
 
 def _workers(text: str) -> int:
-    workers = int(text)
+    workers = _whole(text)
     if not 0 <= workers <= _MAX_WORKERS:
         raise argparse.ArgumentTypeError(f"{workers} is not between 0 and {_MAX_WORKERS}")
     return workers or len(os.sched_getaffinity(0))
 
 
 def _count(text: str) -> int:
-    count = int(text)
+    count = _whole(text)
     if count < 0:
         raise argparse.ArgumentTypeError(f"{count} is less than 0")
     return count
@@ -154,8 +154,25 @@ def _positive(text: str) -> int:
     return count
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
     if not 0 <= seconds < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+    return seconds
+
+
+def _some_seconds(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("0 s is too short")
     return seconds

@@ -153,7 +153,9 @@ class Attempt:
     def decode_refused(self, leg: Leg, head: Head) -> None:
         """The decode's error is complete."""
         if self._prefill is None or self._prefill.over:
-            self._judge(leg, head)  # else it may be the prefill's fault
+            self._judge(leg, head)
+        elif leg.on_trial:  # it may be the prefill's fault: the trial has no verdict
+            self._exchange.router.registry.try_out(leg.instance, begins=False)
         if self._prefill is not None:
             self._drop(self._prefill)
         self._exchange.refused(leg, head)

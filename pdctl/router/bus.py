@@ -109,7 +109,7 @@ class Told(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answers(msgspec.Struct, frozen=True, tag=True):
-    """To a worker that asked: who has answered in time, and the last known figures of those who have not, or are dead."""
+    """To a worker that asked: how many have answered, and what those told last who have not in time, or are dead."""
 
     number: int = 0
     answered: int = 0

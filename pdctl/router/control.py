@@ -6,9 +6,9 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from pdctl.router.intake import RETRY_AFTER
+from pdctl.router.intake import WWW_AUTHENTICATE, IntakeError, authenticate
 from pdctl.router.job import Job, Reply
-from pdctl.router.messages import Request
+from pdctl.router.messages import RETRY_AFTER, Request
 from pdctl.router.metrics import CONTENT_TYPE
 from pdctl.router.openai_errors import error_object
 from pdctl.router.self_test import generate
@@ -38,11 +38,15 @@ class Control:
         client.reply(200, b'{"status":"alive"}')
 
     def models(self, request: Request, client: Client) -> None:
-        """GET /v1/models: the names under which the live instances serve."""
+        """GET /v1/models: the names under which the live instances serve. Needs an API key, as requests do."""
+        if self._refused(request, client):
+            return
         client.reply(200, msgspec.json.encode({"object": "list", "data": list(self._models().values())}))
 
     def model(self, request: Request, client: Client) -> None:
         """GET /v1/models/{name}: one of them."""
+        if self._refused(request, client):
+            return
         name = unquote_to_bytes(request.path.removeprefix(b"/v1/models/")).decode(errors="replace")
         model = self._models().get(name)
         if model is None:
@@ -54,9 +58,17 @@ class Control:
         """GET /metrics: Prometheus text, of all workers together."""
         return Job(client, self._metrics(), CONTENT_TYPE)
 
-    def generate(self, request: Request, client: Client) -> Job:
-        """GET /health_generate: whether a request is served, found out by one of one token."""
-        return Job(client, self._generate())
+    def generate(self, request: Request, client: Client) -> Job | None:
+        """GET /health_generate: whether a request is served, found out by one of one token. Needs an API key."""
+        return None if self._refused(request, client) else Job(client, self._generate())
+
+    def _refused(self, request: Request, client: Client) -> bool:
+        try:
+            authenticate(self._router, request)
+        except IntakeError as error:
+            client.error(error.status, str(error), code=error.code, headers=WWW_AUTHENTICATE)
+            return True
+        return False
 
     async def _metrics(self) -> Reply:
         router, metrics = self._router, self._router.metrics

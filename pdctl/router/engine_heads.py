@@ -36,7 +36,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self._headers: list[bytes] = []
         self._length: int | None = None
-        self._sse = self._chunked = False
+        self._sse = self._chunked = self._encoded = False
         self._head: Head | None = None
         self._parser = httptools.HttpResponseParser(self)
         try:
@@ -59,7 +59,7 @@ class _Reader:
             if lower == b"content-type":
                 self._sse = value.lower().startswith(b"text/event-stream")
             elif lower == b"content-encoding":
-                self._sse = False
+                self._encoded = True
         elif lower == b"content-length":
             self._length = int(value)
         elif lower == b"transfer-encoding":
@@ -76,7 +76,7 @@ class _Reader:
             status,
             b"".join(self._headers),
             self._length,
-            self._sse,
+            self._sse and not self._encoded,
             self._chunked,
-            self._parser.should_keep_alive() or status in _BODILESS,
+            self._parser.should_keep_alive(),
         )

@@ -37,6 +37,10 @@ class EngineSearch:
         """Leave out an engine that has failed the request, as long as there are others."""
         self._avoided = (*(key for key in self._avoided if key != culprit), culprit)
 
+    def forgive(self) -> None:
+        """Leave out none any more."""
+        self._avoided = ()
+
     def can_do_without(self, key: str) -> bool:
         """Whether other engines could take the request now."""
         try:

@@ -8,7 +8,7 @@ from pdctl.router.attempt import Attempt
 from pdctl.router.body import Body
 from pdctl.router.engine_search import EngineSearch
 from pdctl.router.legs import Leg
-from pdctl.router.messages import REQUEST_ID, SESSION, Failure, Head, Request
+from pdctl.router.messages import REQUEST_ID, RETRY_AFTER, SESSION, Failure, Head, Request
 from pdctl.router.metrics import CLIENT_LEFT
 from pdctl.router.openai_errors import error_body
 from pdctl.router.report import report
@@ -69,6 +69,7 @@ class Exchange:
         self._search = EngineSearch(router.selector, body, session, pin)
         self._deadline = self.started + router.settings.request_timeout
         self._done = False  # the client has its answer, or has left
+        self._paused = False  # the client reads too slowly
         self._reported = False
 
     @property
@@ -84,6 +85,8 @@ class Exchange:
     def start(self) -> None:
         """Choose engines and send the request, or let it wait for some. SelectionError if there are none."""
         try:
+            if self._search.pin is None and self.router.admission.has_line(self.model):
+                raise EnginesFullError
             choice = self._search.choose()
         except EnginesFullError:
             self.router.in_flight[self.id] = self
@@ -103,7 +106,7 @@ class Exchange:
     def abort(self) -> None:
         """An operator ends the request: it is not tried again. Engines that take no such word lose their clients."""
         self.aborted = True
-        if self.attempt is None or not self.attempt.pair.protocol.takes_aborts:
+        if self.wait_until or self.attempt is None or not self.attempt.pair.protocol.takes_aborts:
             self.cut(499, "the request was aborted", "aborted")
 
     def check(self, now: float) -> None:
@@ -139,15 +142,22 @@ class Exchange:
 
     def pause(self) -> None:
         """Pass a slow client's back-pressure on to the decode."""
+        self._paused = True
         if self.attempt is not None:
             self.attempt.pause()
 
     def resume(self) -> None:
         """Let the decode's answer come again."""
+        self._paused = False
         if self.attempt is not None:
             self.attempt.resume()
 
-    # What the queue reports.
+    # What the queue asks and reports.
+
+    @property
+    def streaming(self) -> bool:
+        """Whether the client has a part of its answer."""
+        return self.answer.begun
 
     def try_again(self) -> bool:
         """Ask for engines once more; False to go on waiting."""
@@ -216,7 +226,10 @@ class Exchange:
         if self._done:
             self.leg_closed()
         elif self.answer.begun:
-            if not self._resume(leg.instance.key):
+            if self.answer.stream is not None and self.answer.stream.complete:  # HTTP's end alone is missing
+                self.answer.pass_on(b"", self.router.now(), end=True)
+                self._finish(self.answer.status)
+            elif not self._resume(leg.instance.key):
                 self._fail(502, f"{leg.instance.name}: {failure.reason}", "decode_failed")
         elif not self._retry(leg.instance.key):
             code = f"{leg.instance.registration.role}_failed"
@@ -288,6 +301,7 @@ class Exchange:
         log.warning("request %s: goes on elsewhere after %d tokens", self.id, self.answer.stream.tokens)
         self.wait_until = self.router.now() + limits.resume_wait
         if not self.try_again():
+            self._search.forgive()  # it may be the first to come back
             self._wait(limits.resume_wait)
         return True
 
@@ -295,6 +309,10 @@ class Exchange:
         answer, protocol = self.answer, leg.instance.protocol
         if answer.begun:
             answer.continue_with(head)
+            if self._paused:
+                leg.pause()
+            if answer.stream is not None and not answer.stream.begun:
+                answer.stream.id = self.engine_id
             return
         resumable = protocol.resumable and self.body.stream and self.body.n == 1
         answer.begin(head, self._own_headers(), ResumableStream(self.engine_id) if resumable else None)
@@ -316,7 +334,7 @@ class Exchange:
             self._finish(self.answer.status)
             self.answer.break_off(status, message, code)
         else:
-            headers = self._own_headers()
+            headers = self._own_headers() + (RETRY_AFTER if status in (429, 503) else b"")
             self._finish(status)
             self.answer.error(status, message, code, headers)
 

@@ -68,9 +68,9 @@ class HealthChecks:
     def _failed(self, instance: Instance, error: FetchError) -> None:
         instance.failures += 1
         instance.successes = 0
-        if error.unreachable:
+        if error.unreachable or not instance.live:
             self._registry.take_out(instance, str(error))
-        if instance.failures == self._limits.probe_failures:
+        if instance.failures >= self._limits.probe_failures:  # each time: another engine may have come back meanwhile
             self._registry.give_up(instance, f"{error} ({instance.failures} times in a row)")
 
     def _succeeded(self, instance: Instance, *, renewed: bool) -> None:

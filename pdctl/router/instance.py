@@ -51,6 +51,10 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
         if self.protocol not in PROTOCOLS:
             raise ValueError(f"protocol is {self.protocol!r}, which is none of {', '.join(PROTOCOLS)}")
 
+    def says_the_same(self, other: "Registration") -> bool:
+        """Whether nothing has changed that matters here: a prefill's connections to decodes come and go."""
+        return msgspec.structs.replace(other, connected_decodes=self.connected_decodes) == self
+
 
 class Reported(NamedTuple):
     """What an engine said last about its load, and when (event loop time)."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from pdctl.router.api_keys import ApiKey
 from pdctl.router.body import Body, BodyError, parse_body
 from pdctl.router.exchange import Exchange
-from pdctl.router.messages import DECODE_URL, PREFILL_URL, REQUEST_ID, TOKEN_HEADER, Request
+from pdctl.router.messages import DECODE_URL, PREFILL_URL, REQUEST_ID, RETRY_AFTER, TOKEN_HEADER, Request
+from pdctl.router.report import refusal
 from pdctl.router.selection import Pin, SelectionError
 from pdctl.router.server import Client
 from pdctl.router.tokens import same_token
@@ -16,7 +17,7 @@ from pdctl.router.tokens import same_token
 if TYPE_CHECKING:
     from pdctl.router.app import Router
 
-RETRY_AFTER = b"retry-after: 5\r\n"  # engines register every 5 s
+WWW_AUTHENTICATE = b"www-authenticate: Bearer\r\n"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -33,8 +34,9 @@ class IntakeError(Exception):
 def accept(router: "Router", request: Request, client: Client) -> Exchange | None:
     """Start a request, or answer why not."""
     request_id = model = ""
+    exchange = None
     try:
-        key = _key(router, request)
+        key = authenticate(router, request)
         _check_room(router)
         body = parse_body(request.body)
         model = router.models.label(body.model)
@@ -48,15 +50,18 @@ def accept(router: "Router", request: Request, client: Client) -> Exchange | Non
     except BodyError as error:
         _refuse(router, request, client, request_id, model, IntakeError(400, str(error), "invalid_body"))
     except (IntakeError, SelectionError) as error:
+        if exchange is not None and exchange.trace is not None:
+            exchange.trace.end(error.status, error=str(error) if error.status >= 500 else "")
         _refuse(router, request, client, request_id, model, error)
     else:
         return exchange
     return None
 
 
-def _key(router: "Router", request: Request) -> ApiKey | None:
+def authenticate(router: "Router", request: Request) -> ApiKey | None:
+    """The API key of a request; None if it needs none. IntakeError if it has none that is known."""
     keys = router.settings.api_keys
-    if keys is None or (TOKEN_HEADER in request.headers and _has_token(router, request)):
+    if keys is None or (router.settings.token is not None and _has_token(router, request)):
         return None
     key = keys.find(request.headers.get(b"authorization", b""))
     if key is None:
@@ -121,9 +126,11 @@ def _refuse(
     error: IntakeError | SelectionError,
 ) -> None:
     router.metrics.requests[request.path, model, error.status] += 1
-    headers = RETRY_AFTER if error.status == 503 else b""
+    headers = RETRY_AFTER if error.status == 503 else WWW_AUTHENTICATE if error.status == 401 else b""
     if isinstance(error, IntakeError) and error.retry_after is not None:
         headers = b"retry-after: %d\r\n" % error.retry_after
     if request_id:
         headers += b"%b: %b\r\n" % (REQUEST_ID, request_id.encode())
+    if router.access_log is not None:
+        router.access_log.write(refusal(request, client, request_id, model, error.status, str(error)))
     client.error(error.status, str(error), code=error.code, headers=headers)

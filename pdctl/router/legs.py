@@ -51,7 +51,7 @@ class Leg(Call):
             self._closed = True
             self.instance.load.remove(self._tokens)
             if self.trace is not None:
-                self.trace.end(self.head.status if self.head is not None else None, error=error)
+                self.trace.end(error=error)
 
     def drop(self) -> None:
         """Close its connection, so that the engine gives the request up."""
@@ -84,6 +84,8 @@ class PrefillLeg(Leg):
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
         """Drain a success that nobody needs; keep what matters."""
         attempt = self.attempt
+        if self.trace is not None and head is not None:
+            self.trace.status = head.status
         if head is not None and not 200 <= head.status < 300:
             self.keep(head, body, _MAX_ERROR)
             attempt.prefill_refuses()
@@ -110,6 +112,8 @@ class DecodeLeg(Leg):
 
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
         """Pass one read on as one write; keep an error, which may be followed by another attempt."""
+        if self.trace is not None and head is not None:
+            self.trace.status = head.status
         if end:
             self.close()
         if self.head is None and (head is None or head.status < 400):

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 JSON = b"application/json"
+RETRY_AFTER = b"retry-after: 5\r\n"  # engines register every 5 s
 
 # Headers of one connection: they end at the router (RFC 9110, 7.6.1).
 HOP_BY_HOP = frozenset(

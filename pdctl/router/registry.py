@@ -66,7 +66,8 @@ class Registry:
         if instance is None:
             instance = self.instances[key] = probed or self._make(registration)
         instance.last_heartbeat = self._now()
-        if instance.live and instance.registration == registration:
+        if instance.live and instance.registration.says_the_same(registration):
+            instance.registration = registration
             return False
         instance.change(registration)
         state = "paused" if registration.is_paused else "registered"
@@ -105,6 +106,7 @@ class Registry:
     def take_out(self, instance: Instance, reason: str) -> None:
         """Give an instance no more requests until it is found healthy."""
         if not instance.live:
+            instance.reason = reason
             return
         log.warning("taken out until it is healthy: %s: %s", instance.name, reason)
         instance.live, instance.reason = False, reason

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 from pdctl.router.access_log import AccessRecord, milliseconds
 
 if TYPE_CHECKING:
+    from pdctl.router.answer import Receiver
     from pdctl.router.exchange import Exchange
+    from pdctl.router.messages import Request
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,22 @@ def report(exchange: "Exchange", status: int) -> None:
     if log.isEnabledFor(logging.DEBUG):
         engines = "no engine" if exchange.attempt is None else exchange.attempt.pair.name
         log.debug("request %s: %s: %d in %.3f s", exchange.id, engines, status, now - exchange.started)
+
+
+def refusal(
+    request: "Request", client: "Receiver", request_id: str, model: str, status: int, reason: str
+) -> AccessRecord:
+    """The line of a request for which no engine was chosen."""
+    return AccessRecord(
+        id=request_id,
+        client=client.address,
+        route=request.path.decode("latin-1"),
+        model=model,
+        status=status,
+        outcome="refused",
+        duration_ms=0.0,
+        error=reason,
+    )
 
 
 def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:

@@ -6,7 +6,7 @@ import msgspec
 
 from pdctl.router.openai_errors import error_event
 
-_TOKEN_IDS = b'"token_ids":['
+_TOKEN_IDS = b'"token_ids":['  # not to be found within a text: its quotation marks have backslashes before them
 _CREATED = re.compile(rb'"created":(\d+)')
 _DONE = b"data: [DONE]\n\n"
 _ERROR = b"event: error\n"
@@ -19,12 +19,12 @@ class ResumableStream:
     Only whole events are passed on: one that breaks off is sent by the next pair.
     """
 
-    __slots__ = ("_created", "_failure", "_id", "_partial", "_tokens", "begun", "complete")
+    __slots__ = ("_created", "_failure", "_partial", "_tokens", "begun", "complete", "id")
 
     def __init__(self, request_id: str) -> None:
         self.begun = False  # an event has been passed on
         self.complete = False  # the last one has been
-        self._id = request_id
+        self.id = request_id  # of the attempt that began it, which chose its tokens
         self._created = b"0"
         self._tokens: list[bytes] = []
         self._partial = b""
@@ -62,7 +62,7 @@ class ResumableStream:
         if not self.begun:
             return b""
         tokens = b",".join(self._tokens)
-        return b'{"id":%b,"created":%b,"token_ids":[%b]}' % (msgspec.json.encode(self._id), self._created, tokens)
+        return b'{"id":%b,"created":%b,"token_ids":[%b]}' % (msgspec.json.encode(self.id), self._created, tokens)
 
     def _note(self, events: bytes) -> None:
         if not self.begun:
@@ -74,7 +74,7 @@ class ResumableStream:
         while start >= 0:
             end = events.index(b"]", start)
             ids = events[start + len(_TOKEN_IDS) : end]
-            if ids and events[start - 1] != 0x5C:  # within a text, the quotation mark has a backslash before it
+            if ids:
                 self._tokens.append(ids)
             start = events.find(_TOKEN_IDS, end)
         self.complete = self.complete or events.endswith(_DONE)

@@ -37,7 +37,7 @@ async def generate(router: "Router", model: str) -> tuple[int, object]:
     try:
         exchange.start()
         async with asyncio.timeout(_TIMEOUT):
-            status = await asker.answered
+            status = await asyncio.shield(asker.answered)  # a cancelled future would look answered
     except SelectionError as error:
         return error.status, error_object(error.status, str(error), error.code)
     except TimeoutError:

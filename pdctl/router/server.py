@@ -136,6 +136,7 @@ class Client(asyncio.Protocol):
         `framed`: the body will be written in HTTP's chunks.
         """
         bodiless = status in (204, 304)
+        self._headless = self._headless or bodiless
         self._framed = framed
         self._chunked = length is None and self._http11 and not bodiless and not framed
         if self._server.draining or (length is None and not self._http11):
@@ -275,7 +276,10 @@ class Client(asyncio.Protocol):
         self._deadline = self._server.now() + (limits.idle_timeout if unsent else limits.linger)
         if self._reading_paused:
             self._transport.resume_reading()
-        self._transport.write_eof()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()  # TLS has its own way to do this
 
     def _leave(self) -> None:
         self._leaving = True

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +35,7 @@ class _Worker:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.wire: Wire | None = None
         self.joined = False
         self.ready = False
@@ -48,8 +50,8 @@ class _Worker:
 
     def kill(self) -> None:
         """End it at once."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()
+        if self.process is not None:
+            self.process.kill()  # does nothing to one that has been waited for
 
 
 class Supervisor:
@@ -174,26 +176,27 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         with theirs:
             place = Place(worker.number, port, theirs.fileno(), self._memory)
-            process = worker.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *(["-P"] if sys.flags.safe_path else []),
-                "-m",
-                "pdctl.router",
-                *self._argv,
-                env=place.environment,
-                pass_fds=(theirs.fileno(), self._memory),
-                preexec_fn=_leave_to_supervisor,
-            )
+            process = worker.process = self._spawn(place)
         wire = Wire(lambda data: self._take(worker, data), lambda reason: self._wire_lost(worker, reason))
         await self._loop.create_connection(lambda: wire, sock=ours)
         worker.wire = wire
         wire.send(self._begin)
         if self._stop.is_set():
             wire.send(encode(Stop(False)))
-        code = await process.wait()
+        code = await _exit_code(process)
         worker.wire = None
         wire.close()
         return code
+
+    def _spawn(self, place: Place) -> subprocess.Popen[bytes]:
+        """Not by the event loop, which resets what signals do. Blocks for milliseconds."""
+        flags = ["-P"] if sys.flags.safe_path else []
+        return subprocess.Popen(
+            [sys.executable, *flags, "-m", "pdctl.router", *self._argv],
+            env=place.environment,
+            pass_fds=(place.bus, place.memory),
+            preexec_fn=_leave_to_supervisor,
+        )
 
     def _take(self, worker: _Worker, data: bytes) -> None:
         worker.silences = 0
@@ -219,6 +222,18 @@ def _leave_to_supervisor() -> None:
     """A terminal sends these signals to every process, but the supervisor says what they mean for a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+async def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    fd = os.pidfd_open(process.pid)
+    loop.add_reader(fd, over.set)
+    try:
+        await over.wait()
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+    return process.wait()
 
 
 def _ended(code: int) -> str:

@@ -5,8 +5,10 @@ import ssl
 from pdctl.errors import PdctlError
 
 
-def server_context(certificate: str, private_key: str) -> ssl.SSLContext:
-    """A context for a server of HTTP/1.1; PdctlError says what is wrong with the files."""
+def server_context(certificate: str | None, private_key: str | None) -> ssl.SSLContext | None:
+    """A context for a server of HTTP/1.1; None without files. PdctlError says what is wrong with them."""
+    if certificate is None or private_key is None:
+        return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["http/1.1"])
     for flag, path in (("--ssl-certfile", certificate), ("--ssl-keyfile", private_key)):

@@ -120,7 +120,7 @@ class RequestTrace:
 class LegTrace:
     """The span of a call to one engine."""
 
-    __slots__ = ("_span", "_tracing", "headers")
+    __slots__ = ("_span", "_tracing", "headers", "status")
 
     def __init__(self, tracing: Tracing, parent: "Context", role: str, instance: str, attempt: int) -> None:
         host, _, port = instance.rpartition(":")
@@ -131,6 +131,7 @@ class LegTrace:
         }
         if attempt:
             attributes["http.request.resend_count"] = attempt
+        self.status: int | None = None  # of the engine's answer
         self._tracing = tracing
         self._span = tracing.tracer.start_span(role, parent, tracing.api.SpanKind.CLIENT, attributes)
         carrier: dict[str, str] = {}
@@ -138,7 +139,8 @@ class LegTrace:
         self.headers = "".join(f"{name}: {value}\r\n" for name, value in carrier.items()).encode()  # for the engine
 
     def end(self, status: int | None = None, *, error: str = "") -> None:
-        """The call is over: with an answer, or `error` says why not."""
+        """The call is over: with an answer, or `error` says why not. `status` in place of the known one."""
+        status = self.status if status is None else status
         if status is not None:
             self._span.set_attribute("http.response.status_code", status)
         _end(self._tracing, self._span, error or (f"status {status}" if status is not None and status >= 400 else ""))

@@ -26,6 +26,17 @@ Policy = Literal[
     "session_affinity",
 ]
 
+_FROM_ROLES = "it follows from the roles"
+_NO_TLS = "pdctl itself asks the router by plain HTTP"
+_NOT_FOR_ROUTER = {
+    "splitwise": _FROM_ROLES,
+    "prefill": _FROM_ROLES,
+    "decode": _FROM_ROLES,
+    "mixed": _FROM_ROLES,
+    "ssl-certfile": _NO_TLS,
+    "ssl-keyfile": _NO_TLS,
+}
+
 _SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 
 
@@ -59,6 +70,16 @@ def _argument(value: object) -> object:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, Scalar) for item in items):
         raise ValueError(f"expected text, a number, true, false or a list of these, got {describe(value)}")
+    return value
+
+
+def _router_flags(value: dict[str, object]) -> dict[str, object]:
+    for flag in value:
+        key = flag.replace("-", "_")
+        if key in Router.model_fields:
+            raise ValueError(f"{flag} is a key of its own: `router: {{{key}: ...}}`")
+        if flag in _NOT_FOR_ROUTER:
+            raise ValueError(f"{flag} cannot be given here: {_NOT_FOR_ROUTER[flag]}")
     return value
 
 
@@ -147,6 +168,28 @@ class Router(_Section):
         default="request_num",
         description="How the engine of a request is chosen among mixed ones.",
         examples=["round_robin"],
+    )
+    workers: WholeNumber = Field(
+        default=1, ge=0, le=64, description="Processes that serve requests. 0: one for each processor.", examples=[4]
+    )
+    pd_min_tokens: WholeNumber = Field(
+        default=0,
+        ge=0,
+        description="A decode engine that can compute prompts does so, without a prefill engine, if fewer tokens "
+        "than these of a prompt are not in its cache. 0: never.",
+        examples=[256],
+    )
+    drain_secs: float = Field(
+        default=10,
+        ge=0,
+        le=3600,
+        description="Seconds for the requests in flight when the router is stopped.",
+        examples=[60],
+    )
+    args: Annotated[dict[Flag, Argument], AfterValidator(_router_flags)] = Field(
+        default={},
+        description="Further flags for the router, without their dashes, as for engines: see docs/router.md.",
+        examples=[{"queue-timeout": 10}],
     )
 
 

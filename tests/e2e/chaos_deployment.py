@@ -17,7 +17,7 @@ import httpx
 from tests.e2e.e2e_harness import Cli
 
 MODEL = "smollm2-135m-instruct"
-BLOCKS = 48  # of 16 tokens in an engine's pool: two or three of the load's requests fill it
+BLOCKS = 32  # of 16 tokens in an engine's pool: three of the longer requests fill it
 LIMIT_S = 90.0  # for whatever is waited for: loading a model takes 5 s on two cores that are free
 _BLOCKS_FREE, _WAITING = "pdctl:kv_blocks_free", "pdctl:num_requests_waiting"
 _IN_USE = ("pdctl:num_requests_running", _WAITING, "pdctl:num_requests_held", "pdctl:num_requests_reserved")
@@ -59,7 +59,7 @@ class Engine:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """SIGSTOP, and in the end SIGCONT."""
+        """Have it keep its memory and its connections, and answer nothing, inside the block."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -88,7 +88,7 @@ class Deployment:
     def answers(self) -> bool:
         assert self.router.poll() is None, self.log("router")
         try:
-            return httpx.get(f"{self.url}/health/live", timeout=LIMIT_S).status_code == 200
+            return get(f"{self.url}/health/live").status_code == 200
         except httpx.ConnectError:
             return False
 
@@ -98,17 +98,31 @@ class Deployment:
 
     def instance(self, engine: Engine) -> dict[str, Any]:
         """What the router says of an engine; its state is "gone" where it does not know it."""
-        instances = httpx.get(f"{self.url}/instances", timeout=LIMIT_S).json()
+        instances = get(f"{self.url}/instances").json()
         return next((i for i in instances if i["id"] == f"127.0.0.1:{engine.port}"), {"state": "gone"})
 
     def wait_for(self, engine: Engine, *states: str) -> None:
         until(lambda: self.instance(engine)["state"] in states, f"{engine.name} to be {' or '.join(states)}")
 
-    def register(self, token: str, **fields: object) -> httpx.Response:
+    def register(self, token: str | None, **fields: object) -> httpx.Response:
         """Register as an engine of this deployment would."""
         payload = {"host_ip": "127.0.0.1", "protocol": "builtin", "transfer_protocol": ["ipc"], "model": MODEL}
-        headers = {"Authorization": f"Bearer {token}"}
-        return httpx.post(f"{self.url}/register", json=payload | fields, headers=headers, timeout=LIMIT_S)
+        headers = {"Authorization": f"Bearer {token}"} if token else None
+        return httpx.post(f"{self.url}/register", json=payload | fields, headers=headers, timeout=LIMIT_S, verify=False)
+
+    @contextmanager
+    def stranger(self, role: str, model: Path) -> Iterator[Path]:
+        """An engine of another deployment that was given this one's router; its log."""
+        token_file, log = self.cli.folder / "another-token", self.cli.folder / "stranger.log"
+        token_file.write_text("another token")
+        router = ["--router", f"127.0.0.1:{self.port}"]
+        command = [sys.executable, "-m", "engine", "--model", str(model), "--splitwise-role", role, "--port", "0"]
+        process = _start(command + router, self.cli.environment | {"PDCTL_TOKEN_FILE": str(token_file)}, log)
+        try:
+            yield log
+        finally:
+            process.kill()
+            process.wait(10)
 
     def log(self, name: str) -> str:
         return (self.cli.folder / f"{name}.log").read_text()
@@ -148,9 +162,13 @@ def _start_engines(running: Deployment, ports: list[int], environment: dict[str,
         running.wait_for(engine, "ready")
 
 
+def get(url: str) -> httpx.Response:
+    return httpx.get(url, timeout=LIMIT_S, verify=False)  # loading certificates would take longer than the rest
+
+
 def metrics(url: str) -> dict[str, float]:
     """The figures of a process, by their names with their labels."""
-    text = httpx.get(f"{url}/metrics", timeout=LIMIT_S).text
+    text = get(f"{url}/metrics").text
     lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, value in lines}
 
@@ -160,7 +178,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < end, f"waited {LIMIT_S:g} s for: {what}"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _router_command(port: int) -> list[str]:
@@ -171,7 +189,7 @@ def _router_command(port: int) -> list[str]:
 def _engine_command(role: str, port: int, pd_comm_port: int, router: int) -> list[str]:
     """Prefill has no prefix cache: it always has something to compute."""
     own = ["--no-prefix-caching"] if role == "prefill" else ["--pd-comm-port", str(pd_comm_port)]
-    pool = ["--num-gpu-blocks-override", str(BLOCKS), "--max-model-len", "640", "--max-num-seqs", "8"]
+    pool = ["--num-gpu-blocks-override", str(BLOCKS), "--max-model-len", "320", "--max-num-seqs", "8"]
     options = ["--port", str(port), "--router", f"127.0.0.1:{router}", "--dtype", "float32", "--threads", "1"]
     return [sys.executable, "-m", "engine", "--model", MODEL, "--splitwise-role", role, *options, *pool, *own]
 

@@ -13,6 +13,8 @@ import httpx
 from tests.e2e.chaos_deployment import LIMIT_S, until
 from tests.e2e.e2e_prompts import LICENSE
 
+SIZES = [60, 500, 200, 650, 30, 350, 120, 700]  # of the prompts, in characters
+LONGEST = [index for index, size in enumerate(SIZES) if size >= 500]
 BEGUN = 3  # pieces after which a stream is in its middle
 
 
@@ -37,15 +39,15 @@ class Load:
 
     url: str
     expected: dict[int, Answer]
+    answered: dict[int, int]  # by client
     failures: list[str] = field(default_factory=list)
-    answered: int = 0
     streaming: dict[int, str] = field(default_factory=dict)  # by client: where a stream in its middle began
     ending: threading.Event = field(default_factory=threading.Event)
 
-    def more(self, answers: int) -> None:
-        """Wait until so many more requests have been answered."""
-        wanted = self.answered + answers
-        until(lambda: self.answered >= wanted or bool(self.failures), f"{answers} more answers")
+    def turn_over(self) -> None:
+        """Wait until every request that is under way has been answered."""
+        before = dict(self.answered)
+        until(lambda: self._all_answered_since(before) or bool(self.failures), "the end of what is under way")
         assert not self.failures
 
     def stream_at(self, url: str) -> None:
@@ -53,15 +55,18 @@ class Load:
         until(lambda: url in self.streaming.values() or bool(self.failures), f"a stream of {url}")
         assert not self.failures
 
+    def _all_answered_since(self, before: dict[int, int]) -> bool:
+        return all(self.answered[client] > count for client, count in before.items())
+
 
 def requests() -> list[Request]:
     """Prompts of several lengths; most are streams; some are sampled; no two are equal."""
     text = LICENSE.read_text()
     made = []
-    for index, size in enumerate([60, 500, 200, 1100, 30, 800, 350, 1100, 120, 1000, 250, 650]):
-        prompt = text[400 * index :][:size]
+    for index, size in enumerate(SIZES):
+        prompt = text[1000 * index :][:size]
         sampling = {"temperature": 0.8, "seed": index} if index % 4 == 3 else {"temperature": 0}
-        body = {"max_tokens": 24 + 8 * (index % 4), "ignore_eos": True} | sampling
+        body = {"max_tokens": 20 + 6 * (index % 4), "ignore_eos": True} | sampling
         if index % 3:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if index % 2:
@@ -74,10 +79,8 @@ def requests() -> list[Request]:
 @contextmanager
 def steady_load(url: str, expected: dict[int, Answer], clients: int) -> Iterator[Load]:
     """Have so many clients ask one thing after the other inside the block; in the end none may have failed."""
-    load, turns, asked = Load(url, expected), itertools.count(), requests()
-    threads = [
-        threading.Thread(target=_client, args=(load, number, turns, asked), daemon=True) for number in range(clients)
-    ]
+    load, turns = Load(url, expected, dict.fromkeys(range(clients), 0)), itertools.cycle(expected)
+    threads = [threading.Thread(target=_client, args=(load, number, turns), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -90,10 +93,11 @@ def steady_load(url: str, expected: dict[int, Answer], clients: int) -> Iterator
     assert not any(thread.is_alive() for thread in threads)
 
 
-def _client(load: Load, number: int, turns: Iterator[int], asked: list[Request]) -> None:
-    with httpx.Client(base_url=load.url, timeout=LIMIT_S) as http:
+def _client(load: Load, number: int, turns: Iterator[int]) -> None:
+    asked = requests()
+    with httpx.Client(base_url=load.url, timeout=LIMIT_S, verify=False) as http:
         while not load.ending.is_set():
-            index = next(turns) % len(asked)
+            index = next(turns)
             try:
                 answer = ask(http, asked[index], load, number)
             except Exception as error:  # whatever it is, it is what the client gets
@@ -101,7 +105,7 @@ def _client(load: Load, number: int, turns: Iterator[int], asked: list[Request])
                 continue
             if answer != load.expected[index]:
                 load.failures.append(f"request {index}: {answer} instead of {load.expected[index]}")
-            load.answered += 1
+            load.answered[number] += 1
 
 
 def ask(http: httpx.Client, request: Request, load: Load | None = None, number: int = 0) -> Answer:

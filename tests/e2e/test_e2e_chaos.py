@@ -1,17 +1,20 @@
-"""Engines are killed, stopped, refused and filled up under a steady load: no client notices, and nothing is lost.
+"""Engines are killed, stopped, filled up and refused under a steady load: no client notices, and nothing is lost.
 
 In float32, so that an answer does not depend on what is computed beside it.
 """
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e.chaos_deployment import LIMIT_S, Deployment, Engine, deployment, until
-from tests.e2e.chaos_load import Answer, Load, ask, requests, steady_load
+from tests.e2e.chaos_load import LONGEST, Answer, Load, ask, requests, steady_load
 from tests.e2e.e2e_harness import Cli
 
 CLIENTS = 4
@@ -56,36 +59,89 @@ def wait_until_busy(load: Load, engine: Engine) -> None:
 
 
 def test_each_engine_is_killed(at: Deployment, expected: dict[int, Answer]) -> None:
+    """One of each role, shortly after one another, then the others."""
     before = at.metrics()
     with undisturbed(at, expected) as load:
-        for engine in at.engines:
-            wait_until_busy(load, engine)
-            engine.kill()
-            at.wait_for(engine, "down", "gone")
-            engine.start_again()
-            at.wait_for(engine, "ready")
-    after = at.metrics()
-    assert after["resumes_total"] >= before["resumes_total"] + 2, "each decode was killed in the middle of a stream"
-    assert after["retries_total"] > before["retries_total"]
-
-
-def test_engines_are_stopped(at: Deployment, expected: dict[int, Answer]) -> None:
-    """One alone, then one of each role together, for longer than their peers bear silence."""
-    before = at.metrics()
-    first_prefill, first_decode, *others = at.engines
-    with undisturbed(at, expected) as load:
-        for engines in ([first_prefill], [first_decode], others):
+        for engines in (at.engines[:2], at.engines[2:]):
             for engine in engines:
                 wait_until_busy(load, engine)
-            with ExitStack() as stack:
-                for engine in engines:
-                    stack.enter_context(engine.stopped())
-                for engine in engines:
-                    at.wait_for(engine, "down", "gone")
-                load.more(CLIENTS)
+                engine.kill()
+                at.wait_for(engine, "down", "gone")
+                engine.start_again()
+            load.turn_over()  # so that no request meets with more than two misfortunes
             for engine in engines:
                 at.wait_for(engine, "ready")
-            load.more(CLIENTS)
-    after = at.metrics()
-    assert after["resumes_total"] > before["resumes_total"]
+    check_that_requests_moved(before, at.metrics())
+
+
+def test_each_engine_is_stopped(at: Deployment, expected: dict[int, Answer]) -> None:
+    """The same; the first of the two for longer than its peers bear silence."""
+    before = at.metrics()
+    with undisturbed(at, expected) as load:
+        for engines in (at.engines[:2], at.engines[2:]):
+            with ExitStack() as stack:
+                for engine in engines:
+                    wait_until_busy(load, engine)
+                    stack.enter_context(engine.stopped())
+                    at.wait_for(engine, "down", "gone")
+                load.turn_over()
+            for engine in engines:
+                at.wait_for(engine, "ready")
+    check_that_requests_moved(before, at.metrics())
+
+
+def check_that_requests_moved(before: dict[str, float], after: dict[str, float]) -> None:
+    """Else the test would prove nothing: there was a stream in its middle at each of the two decode engines."""
+    assert after["resumes_total"] >= before["resumes_total"] + 2
     assert after["retries_total"] > before["retries_total"]
+
+
+def test_decode_pools_are_full(at: Deployment, expected: dict[int, Answer]) -> None:
+    """Prefill waits for blocks, and no request is refused."""
+    decodes = [engine for engine in at.engines if engine.role == "decode"]
+    longest = {index: expected[index] for index in LONGEST}
+    with undisturbed(at, longest, clients=2 * CLIENTS):
+        for engine in decodes:
+            until(lambda engine=engine: engine.metric("pdctl:num_requests_waiting") > 0, f"{engine.name} to be full")
+
+
+def test_engines_that_do_not_belong_here(at: Deployment, expected: dict[int, Answer], tiny_model: Path) -> None:
+    """Refused, or never asked; the others serve on."""
+    asked: list[str] = []
+    with undisturbed(at, expected) as load, healthy_server(asked) as port:
+        with at.stranger("decode", tiny_model) as log:
+            no_token = at.register(None, role="decode", port=port)
+            wrong_role = at.register(at.token, role="mixed", port=port)
+            wrong_size = at.register(at.token, role="decode", port=port, tp_size=2)
+            load.turn_over()
+            until(lambda: "refused with status 401" in log.read_text(), "the engine with another token to be refused")
+    assert (no_token.status_code, wrong_role.status_code, wrong_size.status_code) == (401, 400, 200)
+    assert "mixed" in wrong_role.json()["detail"]
+    assert asked == []
+
+
+@contextmanager
+def healthy_server(asked: list[str]) -> Iterator[int]:
+    """Something that answers /health as an engine does, and notes what else it is asked; its port."""
+
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            asked.append(self.path)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Healthy)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join(LIMIT_S)
+        server.server_close()

@@ -16,6 +16,7 @@ from pdctl.planning.inventory import Inventory
 from pdctl.planning.plan import Plan, ProcessPlan
 from pdctl.planning.planner import make_plan, ports_to_probe
 from pdctl.profiles import Profile, load_profile
+from pdctl.router.arguments import parse
 from pdctl.topology.loading import load_topology
 from pdctl.topology.models import Topology
 
@@ -62,6 +63,7 @@ def test_the_embedded_default():
     assert router.argv == (
         *("/usr/bin/python3", "-P", "-m", "pdctl.router", "--host", "127.0.0.1", "--port", "8000", "--splitwise"),
         *("--prefill-policy", "process_tokens", "--decode-policy", "request_num"),
+        *("--workers", "1", "--drain-secs", "10"),
     )
     assert decode.argv == (
         *("/usr/bin/python3", "-P", "-m", "engine", "--model", "smollm2-135m-instruct"),
@@ -82,6 +84,29 @@ def test_mixed_engines():
     assert [engine.name for engine in plan.engines] == ["mixed-0", "mixed-1"]
     assert "--splitwise" not in plan.router.argv
     assert option(plan.router, "--mixed-policy") == "random"
+
+
+def test_the_routers_own_flags():
+    router = {"workers": 0, "pd_min_tokens": 64, "drain_secs": 30.5, "args": {"queue-size": 5, "debug": True}}
+    plan = plan_of(topology_of(router=router))
+    assert {flag: option(plan.router, flag) for flag in ("--workers", "--pd-min-tokens", "--queue-size")} == {
+        "--workers": "0",
+        "--pd-min-tokens": "64",
+        "--queue-size": "5",
+    }
+    assert plan.router.argv[-1] == "--debug"
+    assert option(plan.router, "--drain-secs") == "30.5"
+    assert plan.router.stop_grace_s == 35.5, "it may drain for as long as it was told"
+
+
+@pytest.mark.parametrize("sections", [{}, {"prefill": 0, "decode": 0, "mixed": 1}])
+def test_the_router_takes_what_is_planned(sections: dict[str, int], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PDCTL_TOKEN_FILE", raising=False)
+    router = {"workers": 3, "pd_min_tokens": 64, "args": {"queue-size": 5}}
+    argv = plan_of(topology_of(router=router, **sections)).router.argv
+    settings, _ = parse(argv[argv.index("pdctl.router") + 1 :])
+    assert (settings.workers, settings.pd_min_tokens, settings.queue_size, settings.drain) == (3, 64, 5, 10)
+    assert settings.splitwise == (not sections)
 
 
 def test_the_router_port_is_filled_in_later_where_it_is_any():

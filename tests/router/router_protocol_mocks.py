@@ -1,4 +1,4 @@
-"""What tests of protocols and of failures share: pairs of one protocol, streams of tokens, clients that read piece by piece."""
+"""What tests of protocols and of failures share: pairs of one protocol, streams of tokens, clients that read slowly."""
 
 import asyncio
 import json
@@ -55,9 +55,12 @@ def token_event(text: str, *ids: int, finish: str | None = None, created: int = 
 
 def failed_event(kind: str, text: str = "it failed") -> bytes:
     """An error that an engine writes into a stream."""
-    return b"event: error\ndata: %b\n\n" % json.dumps(
-        {"error": {"message": text, "type": kind, "param": None, "code": None}}, separators=(",", ":")
-    ).encode()
+    return (
+        b"event: error\ndata: %b\n\n"
+        % json.dumps(
+            {"error": {"message": text, "type": kind, "param": None, "code": None}}, separators=(",", ":")
+        ).encode()
+    )
 
 
 async def send_events(turn: Turn, *events: bytes, end: bool = True) -> None:

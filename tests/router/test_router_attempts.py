@@ -71,6 +71,17 @@ async def test_an_engine_that_comes_back_gets_requests_again():
         await until(lambda: not pair.at.router.registry.instances[pair.decode.key].pool.idle, "the end to be noticed")
         assert (await pair.at.post()).status_code == 502
         await pair.decode.start()
+        await until(lambda: pair.at.router.registry.instances[pair.decode.key].live, "the next health check")
+        assert (await pair.at.post()).status_code == 200
+        await pair.at.idle()
+
+
+async def test_an_engine_that_comes_back_need_not_wait_for_the_next_health_check():
+    async with split(limits=quick(tick=1000.0)) as pair:
+        await pair.decode.stop()
+        await until(lambda: not pair.at.router.registry.instances[pair.decode.key].pool.idle, "the end to be noticed")
+        assert (await pair.at.post()).status_code == 502
+        await pair.decode.start()
         assert (await pair.at.post()).status_code == 503
         await pair.at.admit("decode", pair.decode)
         assert (await pair.at.post()).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from router_mocks import (
+    CHAT,
     Turn,
     drop,
     engine,
@@ -111,6 +112,20 @@ async def test_a_refusal_without_a_body_is_explained():
         response = await pair.at.post()
         assert response.status_code == 503
         assert message(response) == f"prefill instance {pair.prefill.url} answered 503"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_an_answer_that_can_have_no_body_puts_no_client_out_of_step(status: int):
+    async def odd(turn: Turn) -> None:
+        await turn.send(b"HTTP/1.1 %d X\r\nContent-Length: 4\r\n\r\nevil" % status)
+
+    async with split(on_prefill=odd, on_decode=odd if status == 204 else hold) as pair:
+        post = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}" % CHAT.encode()
+        answers = await pair.at.say(post + b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        first, second = answers.split(b"HTTP/1.1 ")[1:]
+        assert first.startswith(b"%d " % status)
+        assert first.endswith(b"\r\n\r\n"), "no body"
+        assert second.startswith(b"200 ")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,17 @@ async def test_failures():
         assert now["instance_up", labels(role="decode", instance=pair.decode.key)] == 0
 
 
+async def test_the_pairs_of_an_engine_that_is_gone_are_forgotten():
+    async with split() as pair:
+        await pair.at.post()
+        names = {"pd_requests_total", "prefill_seconds_count", "decode_seconds_count"}
+        both = labels(prefill=pair.prefill.key, decode=pair.decode.key)
+        assert {name for name, found in await figures(pair.at) if found == both} >= names
+        await pair.at.idle()
+        assert (await pair.at.http.delete(f"/instances/{pair.decode.key}")).status_code == 200
+        assert not [name for name, found in await figures(pair.at) if pair.decode.key in str(found)]
+
+
 async def test_every_name_has_the_prefix_a_type_and_help():
     async with running() as at:
         text = (await at.http.get("/metrics")).text

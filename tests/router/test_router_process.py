@@ -1,94 +1,20 @@
 """The router as a process: its command line, what it tells its agent, and how it ends."""
 
 import asyncio
-import contextlib
 import json
 import os
 import re
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 from router_mocks import ANSWER, CHAT, LIMIT, PROMPT, MockEngine, Turn, engine, hold
+from router_processes import Process, process, ready
 
 from pdctl.errors import ExitCode
-
-
-@dataclass
-class Process:
-    """A router of its own."""
-
-    process: asyncio.subprocess.Process
-    notices: asyncio.StreamReader
-    log: str = ""
-    port: int = 0
-
-    async def notice(self) -> dict[str, object]:
-        async with asyncio.timeout(LIMIT):
-            return json.loads(await self.notices.readline())
-
-    async def wait_for_log(self, text: str) -> None:
-        assert self.process.stderr is not None
-        async with asyncio.timeout(LIMIT):
-            while text not in self.log:
-                line = await self.process.stderr.readline()
-                assert line, f"the router ended without saying {text!r}:\n{self.log}"
-                self.log += line.decode()
-
-    async def exit(self) -> int:
-        assert self.process.stderr is not None
-        async with asyncio.timeout(LIMIT):
-            self.log += (await self.process.stderr.read()).decode()
-            return await self.process.wait()
-
-    async def register(self, role: str, mock: MockEngine, token: str = "none") -> httpx.Response:
-        payload = {"role": role, "host_ip": "127.0.0.1", "port": mock.port, "transfer_protocol": ["ipc"]}
-        async with self.http() as http:
-            return await http.post("/register", json=payload, headers={"Authorization": f"Bearer {token}"})
-
-    def http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=LIMIT, verify=False)
-
-    def kill(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-
-
-@asynccontextmanager
-async def process(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Process]:
-    receiving, sending = os.pipe()
-    started = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "pdctl.router", *arguments,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"PDCTL_NOTIFY_FD": str(sending)} | (env or {}),
-        pass_fds=(sending,),
-    )  # fmt: skip
-    os.close(sending)
-    notices = asyncio.StreamReader()
-    loop = asyncio.get_running_loop()
-    pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(notices), os.fdopen(receiving))
-    try:
-        yield Process(started, notices)
-    finally:
-        pipe.close()
-        with contextlib.suppress(ProcessLookupError):
-            started.kill()
-        await started.wait()
-
-
-@asynccontextmanager
-async def ready(*arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[Process]:
-    async with process(*arguments, env=env) as router:
-        listening = await router.notice()
-        assert listening["event"] == "listening", listening
-        router.port = listening["ports"]["api"]
-        assert await router.notice() == {"event": "ready"}
-        yield router
 
 
 async def test_it_serves_a_pair_and_ends_on_request():

@@ -275,7 +275,7 @@ async def test_sglang_without_a_bootstrap_port_leaves_it_to_the_engine():
         ({"messages": None, "prompt": ["a", "b"]}, 2),
         ({"messages": None, "prompt": ["a", "b"], "n": 2}, 4),
         ({"messages": None, "prompt": [[1, 2], [3]]}, 2),
-        ({"messages": None, "prompt": ["[1,2]", "\"],[\""]}, 2),
+        ({"messages": None, "prompt": ["[1,2]", '"],["']}, 2),
     ],
 )
 async def test_sglang_has_a_room_for_each_sequence(fields: dict[str, Any], count: int):

@@ -1,8 +1,6 @@
 """Registration, heartbeats, and health: who gets requests, and who stops getting them."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from router_mocks import MockEngine, Running, engine, hold, quick, running, split, until
@@ -120,7 +118,7 @@ async def test_registrations_at_once_make_one_instance():
 
 
 async def test_without_heartbeats_an_instance_is_removed_and_its_connections_are_closed():
-    async with engine() as mock, running(heartbeat_timeout=1) as at:
+    async with engine() as mock, running(heartbeat_timeout=0.5) as at:
         await at.admit("mixed", mock)
         pool = at.router.registry.instances[mock.key].pool
         assert pool.open
@@ -132,7 +130,7 @@ async def test_without_heartbeats_an_instance_is_removed_and_its_connections_are
 
 
 async def test_a_request_outlives_its_engines_registration():
-    async with engine(hold) as mock, running(heartbeat_timeout=1) as at:
+    async with engine(hold) as mock, running(heartbeat_timeout=0.5) as at:
         await at.admit("mixed", mock)
         pool = at.router.registry.instances[mock.key].pool
         request = asyncio.create_task(at.post())
@@ -143,51 +141,58 @@ async def test_a_request_outlives_its_engines_registration():
         await until(lambda: not pool.open, "its connection to be closed, not kept")
 
 
-class Ailing(MockEngine):
-    """Fails that many health checks in a row, from the one after its admission on."""
-
-    failing = 0
-
-    @property
-    def health_status(self) -> int:
-        return 500 if 1 < self.health_checks <= 1 + self.failing else 200
-
-    @health_status.setter
-    def health_status(self, value: int) -> None: ...
-
-
-@asynccontextmanager
-async def ailing(failing: int) -> AsyncIterator[Ailing]:
-    mock = Ailing()
-    mock.failing = failing
-    await mock.start()
-    try:
-        yield mock
-    finally:
-        await mock.stop()
-
-
 async def test_an_engine_that_turns_unhealthy_is_taken_out_after_the_second_failure_and_comes_back():
-    async with ailing(2) as mock, running(limits=quick(probe_interval=0.05)) as at:
+    async with engine() as mock, running(limits=quick(probe_interval=0.05)) as at:
         await at.admit("mixed", mock)
         instance = at.router.registry.instances[mock.key]
+        mock.health_status = 500
         await until(lambda: not instance.live, "the second failure")
-        assert mock.health_checks == 1 + 2
         reason = (await at.http.get("/health")).json()["error"]["message"]
         assert reason == f"no mixed instance answers: {mock.url}: /health answers 500 (2 times in a row)"
         assert await numbers(at) == {"mixed": 0, "prefill": 0, "decode": 0}
-        await at.admit("mixed", mock)
-        assert instance.live
+        assert (await at.post()).status_code == 503
+        mock.health_status = 200
+        await until(lambda: instance.live, "the next check")
         assert at.router.registry.instances[mock.key] is instance
+        assert (await at.post()).status_code == 200
 
 
 async def test_a_single_failure_is_forgiven():
-    async with ailing(1) as mock, running(limits=quick(probe_interval=0.05)) as at:
+    class Ailing(MockEngine):
+        @property
+        def health_status(self) -> int:
+            return 500 if self.health_checks == 2 else 200  # the first one admits it
+
+        @health_status.setter
+        def health_status(self, value: int) -> None: ...
+
+    mock = Ailing()
+    await mock.start()
+    async with running(limits=quick(probe_interval=0.02)) as at:
+        await at.admit("mixed", mock)
+        changes: list[str] = []
+        at.router.registry.on_change = lambda: changes.append("out or in")
+        await until(lambda: mock.health_checks >= 4, "two checks after the failed one")
+        assert not changes
+        assert at.router.registry.instances[mock.key].live
+    await mock.stop()
+
+
+@pytest.mark.parametrize(("failures", "successes"), [(1, 1), (3, 2)])
+async def test_how_many_checks_take_an_engine_out_and_bring_it_in(failures: int, successes: int):
+    limits = quick(probe_interval=0.02, probe_failures=failures, probe_successes=successes)
+    async with engine() as mock, running(limits=limits) as at:
         await at.admit("mixed", mock)
         instance = at.router.registry.instances[mock.key]
-        await until(lambda: mock.health_checks >= 4, "two checks after the failed one")
-        await until(lambda: instance.failures == 0, "their outcome")
-        assert instance.live  # and was all the time: only a heartbeat brings an engine back
+        checked = mock.health_checks
+        mock.health_status = 500
+        await until(lambda: not instance.live, "the last failure")
+        assert f"({failures} times in a row)" in instance.reason
+        assert mock.health_checks >= checked + failures
+        checked = mock.health_checks
+        mock.health_status = 200
+        await until(lambda: instance.live, "the last success")
+        assert mock.health_checks >= checked + successes
 
 
 async def test_an_engine_that_vanishes_is_taken_out_by_the_first_check():

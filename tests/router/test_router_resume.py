@@ -47,7 +47,7 @@ def streams(draw: st.DrawFn) -> Sent:
 @st.composite
 def pieces(draw: st.DrawFn, data: bytes) -> list[bytes]:
     """Any split of some bytes."""
-    cuts = sorted(draw(st.sets(st.integers(0, len(data)), max_size=12)))
+    cuts = sorted(draw(st.sets(st.integers(1, len(data) - 1), max_size=12)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
 
 

@@ -24,7 +24,7 @@ from router_protocol_mocks import DONE, STREAM, OnRequest, ask, protocol_pair, s
 from pdctl.router.upstream import Call
 
 # As vLLM writes it, spaces and all: it is copied byte for byte.
-PARAMS = b'{"do_remote_prefill": true, "remote_block_ids": [[1, 2], [3]],"f":1.50, "remote_host":"10.0.0.1","u":"\\u00e4"}'
+PARAMS = b'{"remote_block_ids": [[1, 2], [3]],"f":1.50, "remote_host":"10.0.0.1" ,"u":"\\u00e4"}'
 
 
 async def prefilled(turn: Turn, params: bytes = PARAMS) -> None:

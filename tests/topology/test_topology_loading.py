@@ -75,6 +75,24 @@ def test_short_forms_of_a_role(written: str):
     assert load(f"prefill: {written}\ndecode: 1\n").replicas("prefill") == 3
 
 
+def test_the_routers_flags():
+    router = load("router: {workers: 2, pd_min_tokens: 64, drain_secs: 30, args: {queue-size: 5}}\n" + ROLES).router
+    assert (router.workers, router.pd_min_tokens, router.drain_secs, router.args) == (2, 64, 30, {"queue-size": 5})
+
+
+@pytest.mark.parametrize(
+    ("flag", "why"),
+    [
+        ("port", "port is a key of its own: `router: {port: ...}`"),
+        ("pd-min-tokens", "pd-min-tokens is a key of its own: `router: {pd_min_tokens: ...}`"),
+        ("splitwise", "splitwise cannot be given here: it follows from the roles"),
+        ("ssl-certfile", "ssl-certfile cannot be given here: pdctl itself asks the router by plain HTTP"),
+    ],
+)
+def test_flags_that_are_not_for_the_router(flag: str, why: str):
+    assert str(refusal(f"router:\n  args: {{{flag}: 1}}\n{ROLES}")) == f"t.yaml:2: router.args: {why}"
+
+
 def test_the_only_local_host_is_the_default_whatever_its_name():
     topology = load("hosts: {laptop: local}\n" + ROLES)
     assert topology.router.host == topology.prefill[0].host == "laptop"

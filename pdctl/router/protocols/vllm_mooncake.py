@@ -47,6 +47,9 @@ class VllmMooncake(PdProtocol):
             answer = await fetch(pool, b"GET", b"/query", timeout=pool.limits.probe_timeout)
             ranks = msgspec.json.decode(answer.body, type=dict[str, _Rank])
             instance.engine_id = ranks["0"].engine_id
+        except FetchError as error:
+            reason = f"its bootstrap server at {instance.bootstrap_url}: {error}"
+            raise FetchError(reason, unreachable=error.unreachable) from None
         except (msgspec.DecodeError, KeyError) as error:
             raise FetchError(f"its bootstrap server at {instance.bootstrap_url} names no engine id: {error}") from None
         finally:
