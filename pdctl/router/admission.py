@@ -30,6 +30,7 @@ class Admission:
         self.size = size
         self._queues: dict[str, deque[Waiting]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -68,27 +69,32 @@ class Admission:
             self._timer = self._loop.call_later(_LOOK, self._look)
 
     def hasten(self) -> None:
-        """An engine has room: look at once."""
-        if self._timer is not None and self._queues:
-            self._timer.cancel()
-            self._timer = self._loop.call_later(0, self._look)
+        """An engine may have room: see who can be served, without waiting for the next look."""
+        if self._queues and self._soon is None:
+            self._soon = self._loop.call_soon(self._serve)
 
     def close(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
 
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for model, queue in tuple(self._queues.items()):
+        for queue in tuple(self._queues.values()):
             for request in [r for r in queue if r.wait_until <= now]:
                 queue.remove(request)
                 request.waited_too_long()
+        self._serve()
+        self.wake()
+
+    def _serve(self) -> None:
+        self._soon = None
+        for model, queue in tuple(self._queues.items()):
             _serve(queue)
             if not queue:
                 self._queues.pop(model, None)
-        self.wake()
 
 
 def _serve(queue: deque[Waiting]) -> None:

@@ -1,25 +1,16 @@
 """API keys: who may send requests, and how many in a minute, counted over all worker processes."""
 
 import hmac
-import logging
 import math
 import os
-import stat
 import time
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pdctl.errors import PdctlError
-from pdctl.validation import Problem, refusal, validate
-from pdctl.yamlfile import Document, read_yaml
-
-log = logging.getLogger(__name__)
 
 ENVIRONMENT = "PDCTL_API_KEY"
 WINDOW = 60  # seconds that a limit is for, and as many before the current one are counted
@@ -63,11 +54,18 @@ def load_api_keys(path: Path | None) -> ApiKeys | None:
     if path is not None and alone is not None:
         raise PdctlError(f"API keys are given twice: in {path} and in {ENVIRONMENT}; give one of them")
     if path is not None:
-        return _read(path)
+        from pdctl.router.api_key_file import read_key_file  # not above: pydantic takes 13 MB in each process
+
+        return ApiKeys(
+            [
+                ApiKey(index, entry.name, _digest(entry.key), entry.requests_per_minute, entry.tokens_per_minute)
+                for index, entry in enumerate(read_key_file(path))
+            ]
+        )
     if alone is None:
         return None
     try:
-        _check_key(alone)
+        check_key(alone)
     except ValueError as error:
         raise PdctlError(f"{ENVIRONMENT}: {error}") from None
     return ApiKeys([ApiKey(0, "default", _digest(alone))])
@@ -153,68 +151,13 @@ class UsageTable:
         cells[row + _TOKENS] += tokens
 
 
-def _check_key(key: object) -> object:
+def check_key(key: object) -> object:
+    """A key that clients can send. ValueError says why it is none."""
     if not isinstance(key, str):  # and do not say what it is
         raise ValueError("expected text: put the key in quotes")
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("a key has printable ASCII characters without spaces, at least one")
     return key
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class _KeyEntry(_Model):
-    name: str = Field(min_length=1, max_length=64)
-    key: Annotated[str, BeforeValidator(_check_key)]
-    requests_per_minute: int | None = Field(None, ge=1, strict=True)
-    tokens_per_minute: int | None = Field(None, ge=1, strict=True)
-
-
-class _KeyFile(_Model):
-    keys: list[_KeyEntry] = Field(min_length=1)
-
-
-def _read(path: Path) -> ApiKeys:
-    document = read_yaml(path)
-    _check_shape(document)
-    entries = validate(_KeyFile, document).keys
-    _refuse_repeated(document, entries)
-    if path.stat().st_mode & stat.S_IROTH:
-        log.warning("%s can be read by every user of this machine: chmod 600 it", path)
-    return ApiKeys(
-        [
-            ApiKey(index, entry.name, _digest(entry.key), entry.requests_per_minute, entry.tokens_per_minute)
-            for index, entry in enumerate(entries)
-        ]
-    )
-
-
-def _check_shape(document: Document) -> None:
-    """Refuse what is no list of mappings without saying what it is: it may be a key."""
-    data = document.data
-    keys = data.get("keys", []) if isinstance(data, dict) else None
-    if not isinstance(keys, list):
-        raise refusal(document, [Problem((), "expected `keys:` and a list of {name: ..., key: ...}")])
-    wrong = [index for index, entry in enumerate(keys) if not isinstance(entry, dict)]
-    if wrong:
-        raise refusal(document, [Problem(("keys", index), "expected {name: ..., key: ...}") for index in wrong])
-
-
-def _refuse_repeated(document: Document, entries: list[_KeyEntry]) -> None:
-    names: dict[str, int] = {}
-    keys: dict[str, int] = {}
-    problems = []
-    for index, entry in enumerate(entries):
-        first = names.setdefault(entry.name, index)
-        if first != index:
-            problems.append(Problem(("keys", index, "name"), f"keys[{first}] has the name {entry.name!r} already"))
-        first = keys.setdefault(entry.key, index)
-        if first != index:
-            problems.append(Problem(("keys", index, "key"), f"is the key of {entries[first].name!r} already"))
-    if problems:
-        raise refusal(document, problems)
 
 
 def _digest(key: str) -> bytes:

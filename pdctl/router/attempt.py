@@ -139,8 +139,10 @@ class Attempt:
     def decode_received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
         """A piece of the decode's answer."""
         self.begun = True
-        if end:
+        if end or leg.on_trial:
             self._trust(leg)
+            leg.on_trial = False
+        if end:
             router, prefill = self._exchange.router, self.pair.prefill
             if prefill is not None:
                 seconds = router.now() - self._sent

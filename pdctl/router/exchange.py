@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # an engine's answers that another engine may better
+_PEER_FAILED = frozenset({502, 504})  # those that may be its peer's fault
 
 
 class Exchange:
@@ -125,6 +126,9 @@ class Exchange:
         legs = [leg for leg in self.attempt.waits_for() if leg.instance.key == key] if self.attempt is not None else []
         if not legs or not (self._done or self._search.can_do_without(key)):
             return
+        flows = self.router.now() - self.answer.last < self.router.settings.limits.probe_timeout
+        if self.answer.begun and self.answer.stream is None and flows:
+            return  # it would be cut for good, though its engine still generates
         for leg in legs:
             if not leg.over:
                 leg.drop()
@@ -179,7 +183,8 @@ class Exchange:
         self.wait_until = 0.0
         self.router.metrics.queue_rejected[self.model, "timeout"] += 1
         if self.answer.begun:
-            self._fail(503, "the stream broke, and no engine could go on with it in time", "no_instance")
+            last = "" if self.attempt is None else f"{self.attempt.pair.decode.name}: "
+            self._fail(503, f"{last}the stream broke, and no engine could go on with it in time", "no_instance")
         else:
             self._fail(429, "every engine is full, and none became free in time", "overloaded")
 
@@ -214,6 +219,8 @@ class Exchange:
                 self._fail(502, f"{leg.instance.name} would not go on: it answered {head.status}", "resume_failed")
             return
         if head.status in _RETRIED and self._retry(leg.instance.key):
+            return
+        if head.status in _PEER_FAILED and self._retry_elsewhere(leg):
             return
         self.error = f"{leg.instance.name} answered {head.status}"
         log.warning("request %s: %s", self.id, self.error)
@@ -289,6 +296,12 @@ class Exchange:
         self.router.metrics.retries.value += 1
         self._send(choice)
         return True
+
+    def _retry_elsewhere(self, leg: Leg) -> bool:
+        """Send the request to the same engine with another peer, there being no engine in its stead."""
+        pair = leg.attempt.pair
+        peer = pair.decode if leg.instance is pair.prefill else pair.prefill
+        return peer is not None and self._retry(peer.key)
 
     def _resume(self, culprit: str) -> bool:
         """Have another pair go on with a stream, after what the client has already got."""

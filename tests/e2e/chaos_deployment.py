@@ -17,7 +17,7 @@ import httpx
 from tests.e2e.e2e_harness import Cli
 
 MODEL = "smollm2-135m-instruct"
-BLOCKS = 32  # of 16 tokens in an engine's pool: three of the longer requests fill it
+BLOCKS = 24  # of 16 tokens in an engine's pool: two of the longest requests fill it
 LIMIT_S = 90.0  # for whatever is waited for: loading a model takes 5 s on two cores that are free
 _BLOCKS_FREE, _WAITING = "pdctl:kv_blocks_free", "pdctl:num_requests_waiting"
 _IN_USE = ("pdctl:num_requests_running", _WAITING, "pdctl:num_requests_held", "pdctl:num_requests_reserved")

@@ -66,7 +66,7 @@ def requests() -> list[Request]:
     for index, size in enumerate(SIZES):
         prompt = text[1000 * index :][:size]
         sampling = {"temperature": 0.8, "seed": index} if index % 4 == 3 else {"temperature": 0}
-        body = {"max_tokens": 20 + 6 * (index % 4), "ignore_eos": True} | sampling
+        body = {"max_tokens": 16 + 6 * (index % 4), "ignore_eos": True} | sampling
         if index % 3:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         if index % 2:

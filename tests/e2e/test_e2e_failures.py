@@ -121,8 +121,9 @@ def test_decode_killed_in_the_middle_of_an_answer(cli: Cli, pair: Topology) -> N
         assert json.loads(first.removeprefix("data: "))["choices"]
         assert kind == "event: error"
         error = json.loads(last.removeprefix("data: "))["error"]
-        assert (error["type"], error["code"]) == ("server_error", "decode_failed")
-        assert "decode" in error["message"]
+        assert (error["type"], error["code"]) == ("server_error", "no_instance")
+        assert "decode instance" in error["message"]
+        assert "no engine could go on with it in time" in error["message"]
         until(lambda: holds_nothing(serving), "prefill to let go of the request")
 
 
