@@ -52,6 +52,7 @@ class Answer:
         "_metrics",
         "_tail",
         "begun",
+        "counts_events",
         "first",
         "last",
         "size",
@@ -71,7 +72,8 @@ class Answer:
         self._event_stream = False
         self._framed = False  # the body is passed on in the engine's chunks
         self._dechunker: Dechunker | None = None
-        self._events = 0  # of a stream
+        self.counts_events = False
+        self._events = 0  # of a stream, if they are counted
         self._before = b""  # the last piece but one of the body so far
         self._tail = b""  # and the last
 
@@ -100,7 +102,7 @@ class Answer:
             self._time(now)
             self.size += len(body)
             self._before, self._tail = self._tail, body
-            if self._event_stream:
+            if self.counts_events and self._event_stream:
                 self._events += body.count(b"\n\n")
         self._client.write(body, end=end)
 
@@ -123,13 +125,13 @@ class Answer:
 
     @property
     def completion_tokens(self) -> int | None:
-        """What the answer says of its own length, else about one token for each event; None if nothing is known."""
+        """What the answer says of its own length, else one token for each event if they are counted, else None."""
         if self.stream is not None:
             return self.stream.tokens
         tail = self._before[-_USAGE_WITHIN:] + self._tail[-_USAGE_WITHIN:]
         at = tail.rfind(_USAGE)
         if at < 0:
-            return max(0, self._events - _OTHER_EVENTS) if self._event_stream else None
+            return max(0, self._events - _OTHER_EVENTS) if self.counts_events and self._event_stream else None
         digits = tail[at + len(_USAGE) : at + len(_USAGE) + 12].lstrip().split(b",", 1)[0].split(b"}", 1)[0]
         return int(digits) if digits.isdigit() else None
 

@@ -196,7 +196,7 @@ class EngineConnection(asyncio.Protocol):
             self._remaining = 0
             self._chunks.feed_data(_CHUNKED)
         try:
-            if len(data) <= len(_HEAD_END):  # perhaps the end's end: the parser takes empty lines after it
+            if len(data) <= 2 * len(_HEAD_END):  # perhaps the end's end: the parser takes empty lines after it
                 for at in range(len(data)):
                     self._excess = self._complete
                     self._chunks.feed_data(data[at : at + 1])
@@ -206,7 +206,7 @@ class EngineConnection(asyncio.Protocol):
             return False, False
         if not self._complete:
             return False, True
-        return True, not self._excess and len(data) - len(data.rstrip(b"\r\n")) == len(_HEAD_END)
+        return True, not self._excess and data.endswith(_HEAD_END) and not data.endswith(b"\r\n" + _HEAD_END)
 
     def _fail(self, call: "Call", reason: str) -> None:
         self.drop()

@@ -42,7 +42,7 @@ class _Reader:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            raise ValueError(f"{NOT_HTTP}: {error}") from None
+            raise ValueError(f"{NOT_HTTP}: {error.__context__ or error}") from None  # an error of a callback is within
 
     @property
     def head(self) -> Head:

@@ -53,6 +53,7 @@ class Exchange:
         self.body = body
         self.key = key  # the client's
         self.answer = Answer(client, router.metrics)
+        self.answer.counts_events = key is not None and key.tokens_per_minute is not None
         self.attempt = None
         self.trace = None
         if router.tracing is not None:

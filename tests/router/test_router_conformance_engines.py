@@ -98,4 +98,5 @@ async def test_an_engines_answer_that_is_not_valid_is_a_bad_gateway(answer: byte
         [got] = replies(await converse(at, [post(FIRST, "Connection: close")]), "POST")
         assert got.status == 502
         assert mixed.url in got.error
+        assert "callback" not in got.error
         await at.idle()
