@@ -74,7 +74,9 @@ async def test_what_a_decode_publishes_makes_a_long_prompt_short():
         await at.admit("prefill", prefill, protocol="builtin")
         await at.admit("decode", decode, kv_events=True, **BUILTIN)
         index = at.router.index
-        await until(lambda: index.matched(decode.key, prefix_keys(raw_messages(LONG))) == len(keys), "what is published")
+        await until(
+            lambda: index.matched(decode.key, prefix_keys(raw_messages(LONG))) == len(keys), "what is published"
+        )
         await post(at, LONG)
         assert prefill.turns.empty()
         assert await metric(at, "pd_skipped_total") == 1
