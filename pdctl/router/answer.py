@@ -91,13 +91,14 @@ class Answer:
         """Take what follows from another engine's answer."""
         self._dechunker = Dechunker() if head.chunked and not self._framed else None
 
-    def pass_on(self, body: bytes, now: float, *, end: bool) -> None:
-        """Pass a piece of the body on."""
+    def take(self, body: bytes) -> bytes:
+        """What is to be passed on of a piece of an engine's body: all of it, or whole events of a stream."""
         if self._dechunker is not None:
             body = self._dechunker.feed(body)
-        if self.stream is not None:
-            body = self.stream.feed(body)
-            end = end and self.stream.complete
+        return body if self.stream is None else self.stream.feed(body)
+
+    def pass_on(self, body: bytes, now: float, *, end: bool) -> None:
+        """Send what has been taken to the client."""
         if body:
             self._time(now)
             self.size += len(body)

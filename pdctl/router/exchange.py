@@ -196,19 +196,15 @@ class Exchange:
         answer = self.answer
         if head is not None:
             self._begin(leg, head)
-        if answer.stream is not None:
-            answer.pass_on(body, self.router.now(), end=end)
-            self._follow(leg, answer.stream, end=end)
+        body, now, stream = answer.take(body), self.router.now(), answer.stream
+        if end and (stream is None or stream.complete):
+            self._complete(body, now)
             return
-        if not end:
-            answer.pass_on(body, self.router.now(), end=False)
-            return
-        self._done = True
-        now = self.router.now()
-        self._deadline = now + self.router.settings.limits.prefill_linger
-        self.leg_closed()  # before the client's next request begins
-        answer.pass_on(body, now, end=True)
-        self._report(answer.status)
+        answer.pass_on(body, now, end=False)
+        if stream is not None and (end or stream.failure() is not None):
+            leg.drop()
+            reason = "the stream ended early" if end else "the engine ended the stream with an error"
+            leg.failed(Failure("dropped", reason))
 
     def refused(self, leg: Leg, head: Head) -> None:
         """An engine's answer is an error."""
@@ -235,8 +231,7 @@ class Exchange:
             self.leg_closed()
         elif self.answer.begun:
             if self.answer.stream is not None and self.answer.stream.complete:  # HTTP's end alone is missing
-                self.answer.pass_on(b"", self.router.now(), end=True)
-                self._finish(self.answer.status)
+                self._complete(b"", self.router.now())
             elif not self._resume(leg.instance.key):
                 self._fail(502, f"{leg.instance.name}: {failure.reason}", "decode_failed")
         elif not self._retry(leg.instance.key):
@@ -331,14 +326,13 @@ class Exchange:
         resumable = protocol.resumable and self.body.stream and self.body.n == 1
         answer.begin(head, self._own_headers(), ResumableStream(self.engine_id) if resumable else None)
 
-    def _follow(self, leg: Leg, stream: ResumableStream, *, end: bool) -> None:
-        """See whether a resumable stream has ended, well or not."""
-        if end and stream.complete:
-            self._finish(self.answer.status)
-        elif end or stream.failure() is not None:
-            leg.drop()
-            reason = "the stream ended early" if end else "the engine ended the stream with an error"
-            leg.failed(Failure("dropped", reason))
+    def _complete(self, last: bytes, now: float) -> None:
+        """The answer ends well."""
+        self._done = True
+        self._deadline = now + self.router.settings.limits.prefill_linger
+        self.leg_closed()  # before the client's next request begins
+        self.answer.pass_on(last, now, end=True)
+        self._report(self.answer.status)
 
     def _fail(self, status: int, message: str, code: str) -> None:
         self.error = message
