@@ -113,9 +113,12 @@ class BlockManager:
         return block
 
     def _retire(self, block: int) -> None:
-        if self._prefixes is not None and self._prefixes.keeps(block):
+        found = None if self._prefixes is None else self._prefixes.found_for(block)
+        if found == block:
             self._cached[block] = None
             return
+        if found is not None and found in self._cached:
+            self._cached.move_to_end(found)  # it was of use until now, through its twin
         self._forget(block)
         self._free.append(block)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-MAX_KEYS = 64  # of one block's content; a text is rarely written in more than one way
+MAX_KEYS = 256  # of one block's content. Where a text ends is estimated: many that only begin alike may meet in a block
 
 
 class Changes(NamedTuple):
@@ -28,21 +28,27 @@ class HeldText:
     """The text keys that end in each block's content. Written by the engine core's thread; watched from any thread."""
 
     def __init__(self) -> None:
-        self._keys: dict[bytes, list[bytes]] = {}  # by content; only the writer looks at it
+        self._keys: dict[bytes, dict[bytes, None]] = {}  # by content, the last noted last; only the writer looks at it
         self._lock = threading.Lock()  # guards what follows
         self._contents: dict[bytes, int] = {}  # key: in how many contents it ends
         self._watches: set[Watch] = set()
 
     def add(self, content: bytes, key: bytes) -> None:
-        """Note that the text called `key` ends in this content, which the cache holds."""
-        keys = self._keys.setdefault(content, [])
-        if key in keys or len(keys) == MAX_KEYS:
+        """Note that the text called `key` ends in this content, which the cache holds; of too many, the oldest goes."""
+        keys = self._keys.setdefault(content, {})
+        if key in keys:
+            del keys[key]  # and put at the end
+            keys[key] = None
             return
-        keys.append(key)
+        keys[key] = None
         with self._lock:
             self._contents[key] = self._contents.get(key, 0) + 1
             if self._contents[key] == 1:
                 self._tell(key, True)
+            if len(keys) > MAX_KEYS:
+                oldest = next(iter(keys))
+                del keys[oldest]
+                self._leave(oldest)
 
     def drop(self, content: bytes) -> None:
         """Note that the cache holds this content no more."""
@@ -51,10 +57,7 @@ class HeldText:
             return
         with self._lock:
             for key in keys:
-                self._contents[key] -= 1
-                if not self._contents[key]:
-                    del self._contents[key]
-                    self._tell(key, False)
+                self._leave(key)
 
     @contextmanager
     def watch(self, notify: Callable[[], object]) -> Iterator[Watch]:
@@ -74,6 +77,12 @@ class HeldText:
             changes, watch.changes = watch.changes, {}
         stored = [key for key, held in changes.items() if held]
         return Changes(stored, [key for key, held in changes.items() if not held])
+
+    def _leave(self, key: bytes) -> None:
+        self._contents[key] -= 1
+        if not self._contents[key]:
+            del self._contents[key]
+            self._tell(key, False)
 
     def _tell(self, key: bytes, held: bool) -> None:
         for watch in self._watches:

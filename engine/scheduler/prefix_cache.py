@@ -63,10 +63,10 @@ class PrefixCache:
         """Return the key of what `block`, noted before, holds."""
         return self._contents[block].key
 
-    def keeps(self, block: int) -> bool:
-        """Tell whether `block`, now unused, is worth keeping: it is the one to be found for what it holds."""
+    def found_for(self, block: int) -> int | None:
+        """Return the block that is found for what `block` holds: itself, or a twin; None: it holds nothing known."""
         prefix = self._contents.get(block)
-        return prefix is not None and self._blocks[prefix.key][0] == block
+        return None if prefix is None else self._blocks[prefix.key][0]
 
     def forget(self, block: int) -> bytes | None:
         """Drop `block`, whose contents are about to be overwritten; return the key, if any, that no block has now."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 
 import msgspec
@@ -10,6 +10,7 @@ from aiohttp import web
 
 from engine.errors import RequestError
 from engine.scheduler.held_text import HeldText, Watch
+from engine.server.sending import send
 from engine.server.text_keys import CHUNK_BYTES, KEY_BYTES
 
 LIFE_SIGN_S = 4.0  # what is promised is a line every 5 s
@@ -48,13 +49,11 @@ class KvEvents:
         response = web.StreamResponse(headers=_HEADERS)
         with self._waking() as wake, held.watch(partial(self._loop.call_soon_threadsafe, wake.set)) as watch:
             await response.prepare(request)
-            try:
+            with suppress(ConnectionResetError):  # the reader has left
                 async with aclosing(self._lines(held, watch, wake)) as lines:
                     async for line in lines:
-                        await _write(request, response, line)
-            except ConnectionResetError:  # the reader has left
-                return response
-            await response.write_eof()
+                        await send(request, response.write(line), WRITE_TIMEOUT_S)
+                await send(request, response.write_eof(), WRITE_TIMEOUT_S)
         return response
 
     async def _lines(self, held: HeldText, watch: Watch, wake: asyncio.Event) -> AsyncGenerator[bytes]:
@@ -87,13 +86,3 @@ def _encode(held: HeldText, watch: Watch, *, first: bool = False) -> bytes:
 
 def _hex(keys: list[bytes]) -> list[str]:
     return b"".join(keys).hex(",", KEY_BYTES).split(",") if keys else []
-
-
-async def _write(request: web.Request, response: web.StreamResponse, line: bytes) -> None:
-    try:
-        async with asyncio.timeout(WRITE_TIMEOUT_S):
-            await response.write(line)
-    except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()  # else the end of the response would wait for this reader too
-        raise ConnectionResetError(f"the reader has read nothing for {WRITE_TIMEOUT_S:.0f} s") from None

@@ -1,13 +1,14 @@
 """Answers as server-sent events, in OpenAI's shape."""
 
-import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 
 import msgspec
 from aiohttp import web
 
 from engine.server.answer import Answer, Piece
 from engine.server.responses import Choice, Response, Usage, as_request_error, encode, error_body
+from engine.server.sending import send
 from engine.server.style import Style
 
 _HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -21,26 +22,29 @@ async def stream_answer(request: web.Request, answer: Answer, style: Style) -> w
         first = await anext(pieces)
         response = web.StreamResponse(headers=_HEADERS)
         await response.prepare(request)
-        events = _Events(answer, style)
-        try:
-            await _write(response, events.opening() + events.pieces(first))
-            async for batch in pieces:
-                await _write(response, events.pieces(batch))
-            await _write(response, events.closing())
-        except ConnectionResetError:  # the client has left; the caller aborts what is still being generated
-            return response
-        except Exception as error:  # the head is out: only the body can tell
-            await response.write(b"event: error\n" + _event(error_body(as_request_error(error))))
-        await response.write_eof()
+        with suppress(ConnectionResetError):  # the client has left; the caller aborts what is still being generated
+            await _send_events(request, response, _Events(answer, style), first, pieces)
     return response
 
 
-async def _write(response: web.StreamResponse, data: bytes) -> None:
+async def _send_events(
+    request: web.Request,
+    response: web.StreamResponse,
+    events: "_Events",
+    first: list[Piece],
+    pieces: AsyncGenerator[list[Piece]],
+) -> None:
     try:
-        async with asyncio.timeout(_WRITE_TIMEOUT_S):
-            await response.write(data)
-    except TimeoutError:
-        raise ConnectionResetError(f"the client has read nothing for {_WRITE_TIMEOUT_S:.0f} s") from None
+        await send(request, response.write(events.opening() + events.pieces(first)), _WRITE_TIMEOUT_S)
+        async for batch in pieces:
+            await send(request, response.write(events.pieces(batch)), _WRITE_TIMEOUT_S)
+        await send(request, response.write(events.closing()), _WRITE_TIMEOUT_S)
+    except ConnectionResetError:
+        raise
+    except Exception as error:  # the head is out: only the body can tell
+        data = b"event: error\n" + _event(error_body(as_request_error(error)))
+        await send(request, response.write(data), _WRITE_TIMEOUT_S)
+    await send(request, response.write_eof(), _WRITE_TIMEOUT_S)
 
 
 class _Events:

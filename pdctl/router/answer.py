@@ -137,10 +137,10 @@ class Answer:
         return int(digits) if digits.isdigit() else None
 
     def _time(self, now: float) -> None:
-        if self.first:
-            self._metrics.itl.observe(now - self.last)
-        else:
+        if not self.first:
             self.first = now
+        elif self._event_stream:
+            self._metrics.itl.observe(now - self.last)
         self.last = now
 
     def _is_between_events(self) -> bool:

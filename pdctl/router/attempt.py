@@ -7,6 +7,7 @@ import msgspec
 
 from pdctl.router.legs import DecodeLeg, Leg, PrefillLeg
 from pdctl.router.messages import REQUEST_ID, Failure, Head
+from pdctl.router.prometheus import Histograms
 from pdctl.router.protocols import Bodies
 from pdctl.router.selection import Choice
 
@@ -22,7 +23,6 @@ class Attempt:
     __slots__ = (
         "_abandoned",
         "_decode",
-        "_decode_sent",
         "_exchange",
         "_headers",
         "_prefill",
@@ -50,16 +50,17 @@ class Attempt:
         forwarded = request.forwarded if exchange.trace is None else exchange.trace.forwarded
         self._headers = b"%b%b: %b\r\n" % (forwarded, REQUEST_ID, engine_id.encode())
         self.sequential = bodies.decode is None  # the decode leg follows from the prefill's answer
-        self._decode_sent = False
         self._sent = exchange.router.now()
         self._decode = DecodeLeg(self, pair.decode, tokens)
         self._prefill = None
+        self._begin_trial(self._decode)  # nobody else may try it while a prefill computes for it
         if pair.prefill is not None and bodies.prefill is not None:
             self._prefill = PrefillLeg(self, pair.prefill, tokens)
+            self._begin_trial(self._prefill)
             exchange.router.metrics.pairs[pair.prefill.key, pair.decode.key] += 1
             self._send(self._prefill, bodies.prefill)
         if bodies.decode is not None:
-            self._send_decode(bodies.decode)
+            self._send(self._decode, bodies.decode)
 
     @property
     def open(self) -> bool:
@@ -116,8 +117,7 @@ class Attempt:
             else:
                 self._exchange.refused(leg, leg.head)
             return
-        router = self._exchange.router
-        router.metrics.prefill_seconds[leg.instance.key, self.pair.decode.key].observe(router.now() - self._sent)
+        self._time(self._exchange.router.metrics.prefill_seconds)
         if self.sequential and not self._abandoned:
             self._follow_up(leg)
             return
@@ -139,18 +139,20 @@ class Attempt:
     def decode_received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
         """A piece of the decode's answer."""
         self.begun = True
-        if end or leg.on_trial:
-            self._trust(leg)
-            leg.on_trial = False
+        exchange = self._exchange
+        router = exchange.router
         if end:
-            router, prefill = self._exchange.router, self.pair.prefill
-            if prefill is not None:
-                seconds = router.now() - self._sent
-                router.metrics.decode_seconds[prefill.key, leg.instance.key].observe(seconds)
+            self._time(router.metrics.decode_seconds)
         if not self._abandoned:
-            self._exchange.received(leg, head, body, end)
-        elif end:
-            self._exchange.leg_closed()
+            well = exchange.received(leg, head, body, end)
+        else:
+            well = True
+            if end:
+                exchange.leg_closed()
+        # Nothing of this attempt may be used from here on: it may be over.
+        if well and (leg.on_trial or (end and leg.instance.breaker.failures)):
+            leg.on_trial = False
+            router.registry.request_succeeded(leg.instance)
 
     def decode_refused(self, leg: Leg, head: Head) -> None:
         """The decode's error is complete."""
@@ -169,19 +171,17 @@ class Attempt:
             self._drop(self._prefill)
         self._exchange.failed(leg, failure)
 
+    def _begin_trial(self, leg: Leg) -> None:
+        if leg.on_trial:
+            self._exchange.router.registry.try_out(leg.instance, begins=True)
+
     def _send(self, leg: Leg, body: bytes) -> None:
         exchange, pool, headers = self._exchange, leg.instance.pool, self._headers
         if exchange.trace is not None:
             leg.trace = exchange.trace.leg(leg.instance.registration.role, leg.instance.key, exchange.attempts - 1)
             headers += leg.trace.headers
         leg.payload = pool.request(b"POST", exchange.request.target, headers, body)
-        if leg.on_trial:
-            self._exchange.router.registry.try_out(leg.instance, begins=True)
         pool.send(leg)
-
-    def _send_decode(self, body: bytes) -> None:
-        self._decode_sent = True
-        self._send(self._decode, body)
 
     def _follow_up(self, prefill: Leg) -> None:
         try:
@@ -192,7 +192,7 @@ class Attempt:
         self._trust(prefill)
         if follow_up.fallback is not None:
             self._exchange.falls_back(follow_up.fallback)
-        self._send_decode(follow_up.body)
+        self._send(self._decode, follow_up.body)
 
     def _release(self, prefill: Leg) -> None:
         """Have a decode take, and drop, the KV that waits at the prefill."""
@@ -203,8 +203,14 @@ class Attempt:
             body = None  # no prefill's answer: it names no KV
         if body is not None:
             self._decode = DecodeLeg(self, self.pair.decode, self._exchange.body.tokens)
-            self._send_decode(body)
+            self._send(self._decode, body)
         self._exchange.leg_closed()
+
+    def _time(self, seconds: Histograms) -> None:
+        """Note that a leg has ended; not of engines that are removed, since nobody would take that note away."""
+        prefill, decode = self.pair.prefill, self.pair.decode
+        if prefill is not None and not prefill.pool.retired and not decode.pool.retired:
+            seconds[prefill.key, decode.key].observe(self._exchange.router.now() - self._sent)
 
     def _drop(self, leg: Leg) -> None:
         if leg.on_trial and not leg.over:

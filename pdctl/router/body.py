@@ -64,6 +64,8 @@ _ADDED = (
 def parse_body(raw: bytes) -> Body:
     """Read a completion request's body. BodyError if it is no JSON object, or has a member of the wrong type."""
     try:
+        if not raw.isascii():
+            raw.decode()  # the reader checks only what it reads, but other readers of the body check all
         seen = _decode_envelope(raw)
         if _has_added(seen):
             raw = _without_added(raw)

@@ -63,9 +63,7 @@ class EngineConnection(asyncio.Protocol):
     def begin(self, call: "Call") -> None:
         """Send a call's request."""
         self.call = call
-        if not call.bind(self):
-            self.drop()
-            return
+        call.bind(self)
         self._reset()
         self._transport.write(call.payload)
 
@@ -91,10 +89,12 @@ class EngineConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the call that this connection was opened for."""
         self._transport = cast(asyncio.Transport, transport)
+        if self.call is None or self.call.over:  # cancelled meanwhile: uvloop may not tell of this connection's end
+            self.drop()
+            return
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._pool.open.add(self)
-        if self.call is not None:
-            self.begin(self.call)
+        self.begin(self.call)
 
     def data_received(self, data: bytes) -> None:
         """Find out whether the answer ends with this read, and pass it on."""

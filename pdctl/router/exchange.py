@@ -52,6 +52,7 @@ class Exchange:
         self.request = request
         self.body = body
         self.key = key  # the client's
+        self.model = router.models.label(body.model)  # in figures and queues, from beginning to end
         self.answer = Answer(client, router.metrics)
         self.answer.counts_events = key is not None and key.tokens_per_minute is not None
         self.attempt = None
@@ -62,7 +63,7 @@ class Exchange:
         self.attempts = self.resumes = 0
         self.cached = 0  # prompt tokens that the engine which computes the prompt is expected to hold
         self.queued = 0.0  # seconds
-        self.added = 0.0  # seconds that the router itself took
+        self.added = 0.0  # seconds that the router itself took until the first attempt was sent
         self.error = ""  # what went wrong, for the log
         self.fallback = ""  # why no prefill engine computed the prompt
         self.aborted = False  # on an operator's word: not tried again
@@ -73,11 +74,6 @@ class Exchange:
         self._done = False  # the client has its answer, or has left
         self._paused = False  # the client reads too slowly
         self._reported = False
-
-    @property
-    def model(self) -> str:
-        """The model's label in figures and queues."""
-        return self.router.models.label(self.body.model)
 
     @property
     def engine_id(self) -> str:
@@ -94,8 +90,8 @@ class Exchange:
             self.router.in_flight[self.id] = self
             self._wait(self.router.settings.queue_timeout)
             return
-        self.router.in_flight[self.id] = self
         self._send(choice)
+        self.router.in_flight[self.id] = self
 
     def cut(self, status: int, reason: str, code: str) -> None:
         """End the request now, with an error if the client has no answer yet."""
@@ -191,20 +187,22 @@ class Exchange:
 
     # What the attempt reports.
 
-    def received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
-        """A piece of the answer."""
+    def received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> bool:
+        """A piece of the answer; False if it is one that ends it too early."""
         answer = self.answer
         if head is not None:
             self._begin(leg, head)
         body, now, stream = answer.take(body), self.router.now(), answer.stream
         if end and (stream is None or stream.complete):
             self._complete(body, now)
-            return
+            return True
         answer.pass_on(body, now, end=False)
-        if stream is not None and (end or stream.failure() is not None):
-            leg.drop()
-            reason = "the stream ended early" if end else "the engine ended the stream with an error"
-            leg.failed(Failure("dropped", reason))
+        if stream is None or not (end or stream.failure() is not None):
+            return True
+        leg.drop()
+        reason = "the stream ended early" if end else "the engine ended the stream with an error"
+        leg.failed(Failure("dropped", reason))
+        return False
 
     def refused(self, leg: Leg, head: Head) -> None:
         """An engine's answer is an error."""
@@ -251,7 +249,8 @@ class Exchange:
 
     def _send(self, choice: Choice) -> None:
         router = self.router
-        began = router.now()
+        if self.attempts == 0 and self.wait_until:
+            self.queued = router.now() - self.started
         self.wait_until = 0.0
         self.attempts += 1
         self.fallback = ""
@@ -265,8 +264,7 @@ class Exchange:
         if last is not None:
             last.unlink()
         if self.attempts == 1:
-            self.queued = began - self.started
-            self.added = router.now() - began
+            self.added = router.now() - self.started - self.queued
 
     def _wait(self, seconds: float) -> None:
         self.wait_until = self.router.now() + seconds
@@ -348,6 +346,8 @@ class Exchange:
 
     def _finish(self, status: int) -> None:
         self._done = True
+        if self.attempts == 0:  # all that it did was to wait
+            self.queued = self.router.now() - self.started
         if self.wait_until:
             self.wait_until = 0.0
             self.router.admission.leave(self.model, self)

@@ -58,10 +58,15 @@ class HealthChecks:
 
     async def _probe(self, instance: Instance) -> None:
         engine_id = instance.engine_id
+        problem = None
         try:
             await probe(instance)
         except FetchError as error:
-            self._failed(instance, error)
+            problem = error
+        if self._registry.instances.get(instance.key) is not instance:
+            return  # removed while it was asked
+        if problem is not None:
+            self._failed(instance, problem)
         else:
             self._succeeded(instance, renewed=instance.engine_id != engine_id)
 
@@ -76,7 +81,5 @@ class HealthChecks:
     def _succeeded(self, instance: Instance, *, renewed: bool) -> None:
         instance.failures = 0
         instance.successes += 1
-        if self._registry.instances.get(instance.key) is not instance:
-            return  # removed while it was asked
         if renewed or (not instance.live and instance.successes >= self._limits.probe_successes):
             self._registry.bring_in(instance)

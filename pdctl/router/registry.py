@@ -50,13 +50,15 @@ class Registry:
         instance = self.instances.get(key)
         if instance is not None:
             instance.last_heartbeat = self._now()
-        if instance is None or not instance.live:
-            instance = instance or self._make(registration)
+        if instance is not None and instance.live:
+            return self.admit(registration)
+        instance = instance or self._make(registration)
+        try:
             await self._check_healthy(instance)
-        news = self.admit(registration, instance)
-        if self.instances.get(key) is not instance:
-            instance.pool.retire()  # another registration of the same engine was faster
-        return news
+            return self.admit(registration, instance)
+        finally:
+            if self.instances.get(key) is not instance:
+                instance.pool.retire()  # it was refused, given up, or another registration of the engine was faster
 
     def admit(self, registration: Registration, probed: Instance | None = None) -> bool:
         """Take a registration of an instance that is known to be healthy; whether it is news."""
@@ -176,8 +178,9 @@ class Registry:
 
     def try_out(self, instance: Instance, *, begins: bool) -> None:
         """The one request that an instance with a half-open breaker gets begins, or has ended without a verdict."""
-        instance.breaker.on_trial = begins
-        self._rebuild()
+        if instance.breaker.state is State.HALF_OPEN:  # else another request has decided already
+            instance.breaker.on_trial = begins
+            self._rebuild()
 
     # What there is.
 
@@ -228,8 +231,6 @@ class Registry:
             await self._probe(instance)
         except FetchError as error:
             instance.reason = str(error)
-            if self.instances.get(instance.key) is not instance:
-                instance.pool.retire()
             raise RegistrationError(f"{instance.url} is not healthy: {error}") from None
 
     def _make(self, registration: Registration, *, fixed: bool = False) -> Instance:

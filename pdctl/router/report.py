@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from pdctl.router.access_log import AccessRecord, milliseconds
+from pdctl.router.metrics import CLIENT_LEFT
 
 if TYPE_CHECKING:
     from pdctl.router.answer import Receiver
@@ -21,7 +22,8 @@ def report(exchange: "Exchange", status: int) -> None:
     metrics, model = router.metrics, exchange.model
     now = router.now()
     metrics.finished(exchange.request.path, model, status, now - exchange.started)
-    metrics.added_latency.observe(exchange.added)
+    if exchange.attempts:
+        metrics.added_latency.observe(exchange.added)
     metrics.queue.observe(exchange.queued)
     if answer.first:
         metrics.ttft[model].observe(answer.first - exchange.started)
@@ -85,7 +87,7 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
 
 
 def _outcome(exchange: "Exchange", status: int) -> str:
-    if status == 499:
+    if status == CLIENT_LEFT and not exchange.aborted:
         return "client_left"
     if not exchange.error:
         return "ok"

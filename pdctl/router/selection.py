@@ -68,7 +68,10 @@ class Selector:
             raise SelectionError(404, f"the model {body.model} is not served here", "model_not_found")
         if not self._splitwise:
             return Choice(group.pair(None, self._pick(self._mixed, group.mixed, ask, avoided, group)))
-        prefill = self._pick(self._prefill, group.paired, ask, avoided, group)
+        paired = group.paired
+        if avoided:  # a prefill all of whose partners are avoided is of no use
+            paired = [p for p in paired if any(d.key not in avoided for d in group.partners(p))]
+        prefill = self._pick(self._prefill, paired, ask, avoided, group)
         decode = self._pick(self._decode, group.partners(prefill), ask, avoided, group)
         if body.prompt_output and not decode.protocol.splits_prompt_output and decode.protocol.can_prefill(decode):
             return Choice(group.pair(None, decode), fallback="prompt_logprobs")

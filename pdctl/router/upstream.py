@@ -124,11 +124,11 @@ class Call:
     def cancel(self) -> None:
         """Close the connection: the engine sees that nobody waits."""
         self.over = True
-        if self._task is not None:
-            self._task.cancel()
         if self._connection is not None:
             self._connection.drop()
             self._connection = None
+        elif self._task is not None:  # not if it has just connected: uvloop would not tell of the connection's end
+            self._task.cancel()
 
     @property
     def connected(self) -> bool:
@@ -152,11 +152,10 @@ class Call:
         self._fresh = True
         self._task = asyncio.get_running_loop().create_task(self._connect())
 
-    def bind(self, connection: EngineConnection) -> bool:
-        """Take a connection that is open now; False if the call has been cancelled."""
+    def bind(self, connection: EngineConnection) -> None:
+        """Take a connection that is open now."""
         self._connection = connection
         self._sent = self._pool.now()
-        return not self.over
 
     def finished(self, head: Head | None, body: bytes) -> None:
         """The last read of the answer."""

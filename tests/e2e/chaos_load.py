@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,7 +15,6 @@ from tests.e2e.chaos_deployment import LIMIT_S, until
 from tests.e2e.e2e_prompts import LICENSE
 
 SIZES = [60, 500, 200, 650, 30, 350, 120, 700]  # of the prompts, in characters
-LONGEST = [index for index, size in enumerate(SIZES) if size >= 500]
 BEGUN = 3  # pieces after which a stream is in its middle
 
 
@@ -33,12 +33,18 @@ class Answer(NamedTuple):
     completion_tokens: int
 
 
+class Known(NamedTuple):
+    """A request and its answer."""
+
+    request: Request
+    answer: Answer
+
+
 @dataclass
 class Load:
     """What its clients see."""
 
     url: str
-    expected: dict[int, Answer]
     answered: dict[int, int]  # by client
     failures: list[str] = field(default_factory=list)
     streaming: dict[int, str] = field(default_factory=dict)  # by client: where a stream in its middle began
@@ -48,18 +54,18 @@ class Load:
         """Wait until every request that is under way has been answered."""
         before = dict(self.answered)
         until(lambda: self._all_answered_since(before) or bool(self.failures), "the end of what is under way")
-        assert not self.failures
+        assert not self.failures, self.failures
 
     def stream_at(self, url: str) -> None:
         """Wait until a stream of this decode engine is in its middle."""
         until(lambda: url in self.streaming.values() or bool(self.failures), f"a stream of {url}")
-        assert not self.failures
+        assert not self.failures, self.failures
 
     def _all_answered_since(self, before: dict[int, int]) -> bool:
         return all(self.answered[client] > count for client, count in before.items())
 
 
-def requests() -> list[Request]:
+def mixed_requests() -> list[Request]:
     """Prompts of several lengths; most are streams; some are sampled; no two are equal."""
     text = LICENSE.read_text()
     made = []
@@ -76,10 +82,25 @@ def requests() -> list[Request]:
     return made
 
 
+def wide_requests() -> list[Request]:
+    """Of eight choices each: two such requests nearly fill an engine's pool, three do not fit."""
+    text = LICENSE.read_text()
+    body = {"n": 8, "max_tokens": 48, "ignore_eos": True, "temperature": 0.8}
+    return [Request("/v1/completions", body | {"prompt": text[at:][:500], "seed": at}) for at in (9000, 9500)]
+
+
+def learn(url: str, requests: list[Request]) -> list[Known]:
+    """Find out how these are answered while nothing else happens."""
+    with httpx.Client(base_url=url, timeout=LIMIT_S, verify=False) as http, ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda request: ask(http, request), requests))
+    assert len(set(answers)) == len(answers)
+    return [Known(request, answer) for request, answer in zip(requests, answers, strict=True)]
+
+
 @contextmanager
-def steady_load(url: str, expected: dict[int, Answer], clients: int) -> Iterator[Load]:
+def steady_load(url: str, known: list[Known], clients: int) -> Iterator[Load]:
     """Have so many clients ask one thing after the other inside the block; in the end none may have failed."""
-    load, turns = Load(url, expected, dict.fromkeys(range(clients), 0)), itertools.cycle(expected)
+    load, turns = Load(url, dict.fromkeys(range(clients), 0)), itertools.cycle(known)
     threads = [threading.Thread(target=_client, args=(load, number, turns), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()
@@ -89,22 +110,21 @@ def steady_load(url: str, expected: dict[int, Answer], clients: int) -> Iterator
         load.ending.set()
         for thread in threads:
             thread.join(LIMIT_S)
-    assert not load.failures
+    assert not load.failures, load.failures
     assert not any(thread.is_alive() for thread in threads)
 
 
-def _client(load: Load, number: int, turns: Iterator[int]) -> None:
-    asked = requests()
+def _client(load: Load, number: int, turns: Iterator[Known]) -> None:
     with httpx.Client(base_url=load.url, timeout=LIMIT_S, verify=False) as http:
         while not load.ending.is_set():
-            index = next(turns)
+            request, known = next(turns)
             try:
-                answer = ask(http, asked[index], load, number)
+                answer = ask(http, request, load, number)
             except Exception as error:  # whatever it is, it is what the client gets
-                load.failures.append(f"request {index}: {error!r}")
+                load.failures.append(f"{request}: {error!r}")
                 continue
-            if answer != load.expected[index]:
-                load.failures.append(f"request {index}: {answer} instead of {load.expected[index]}")
+            if answer != known:
+                load.failures.append(f"{request}: {answer} instead of {known}")
             load.answered[number] += 1
 
 

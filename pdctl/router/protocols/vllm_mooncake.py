@@ -50,7 +50,7 @@ class VllmMooncake(PdProtocol):
         except FetchError as error:
             reason = f"its bootstrap server at {instance.bootstrap_url}: {error}"
             raise FetchError(reason, unreachable=error.unreachable) from None
-        except (msgspec.DecodeError, KeyError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError) as error:
             raise FetchError(f"its bootstrap server at {instance.bootstrap_url} names no engine id: {error}") from None
         finally:
             pool.close()

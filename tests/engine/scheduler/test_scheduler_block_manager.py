@@ -106,6 +106,19 @@ def test_a_block_that_was_a_twin_is_not_taken_for_what_it_held() -> None:
     assert find(manager, [1, 2]) == []
 
 
+def test_the_beginning_of_a_prefix_stays_as_long_as_its_end_though_only_a_twin_of_it_was_in_use() -> None:
+    manager = BlockManager(4, BLOCK_SIZE)
+    one, longer = fill(manager, [1, 2]), fill(manager, [1, 2, 3, 4])
+    manager.release(one)
+    manager.release(fill(manager, [9, 9]))
+    manager.release(longer)
+    manager.allocate(2)  # the twin, which was free, and the block that is not of the prefix
+    assert find(manager, [9, 9]) == []
+    assert find(manager, [1, 2, 3, 4]) == [*one, longer[1]]
+    manager.allocate(1)
+    assert find(manager, [1, 2, 3, 4]) == one  # the end went first
+
+
 def test_nothing_is_kept_without_prefix_caching() -> None:
     manager = BlockManager(2, BLOCK_SIZE, prefix_caching=False)
     manager.release(fill(manager, [1, 2]))

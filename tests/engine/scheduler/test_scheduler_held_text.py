@@ -99,14 +99,32 @@ def test_what_comes_and_goes_unseen_is_not_told_of_and_takes_no_memory() -> None
         assert watch.changes == {}
 
 
-def test_a_content_has_a_limited_number_of_keys() -> None:
+def test_a_content_has_a_limited_number_of_keys_and_the_one_not_noted_for_longest_makes_way() -> None:
     held = HeldText()
-    for number in range(MAX_KEYS + 10):
-        held.add(b"a", bytes([number]))
+    keys = [number.to_bytes(2) for number in range(MAX_KEYS + 2)]
+    for key in keys[:-2]:
+        held.add(b"a", key)
+    held.add(b"a", keys[0])
     with held.watch(lambda: None) as watch:
-        assert held.take(watch).stored == [bytes([number]) for number in range(MAX_KEYS)]
+        held.take(watch)
+        for key in keys[-2:]:
+            held.add(b"a", key)
+        assert held.take(watch) == (keys[-2:], keys[1:3])
         held.drop(b"a")
-        assert len(held.take(watch).removed) == MAX_KEYS
+        assert set(held.take(watch).removed) == {keys[0], *keys[3:]}
+
+
+def test_a_key_that_makes_way_is_still_held_by_another_content() -> None:
+    held = HeldText()
+    held.add(b"b", b"1")
+    held.add(b"a", b"1")
+    with held.watch(lambda: None) as watch:
+        held.take(watch)
+        for number in range(MAX_KEYS):
+            held.add(b"a", number.to_bytes(2))
+        assert held.take(watch).removed == []
+        held.drop(b"b")
+        assert held.take(watch).removed == [b"1"]
 
 
 def test_a_watcher_in_another_thread_misses_nothing() -> None:

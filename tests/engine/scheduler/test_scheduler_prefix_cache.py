@@ -65,9 +65,9 @@ def test_of_two_blocks_with_the_same_tokens_one_is_kept_and_the_other_takes_its_
     cache = PrefixCache(BLOCK_SIZE)
     insert(cache, [1, 2], [0])
     insert(cache, [1, 2], [1])
-    assert not cache.keeps(1)
+    assert cache.found_for(1) == 0
     cache.forget(0)
-    assert cache.keeps(1)
+    assert cache.found_for(1) == 1
     assert cache.match([1, 2], 1) == [1]
 
 
