@@ -276,13 +276,10 @@ class Client(asyncio.Protocol):
         self._deadline = self._server.now() + (limits.idle_timeout if unsent else limits.linger)
         if self._reading_paused:
             self._transport.resume_reading()
-        if not self._transport.can_write_eof():
-            self._transport.close()  # TLS has its own way to do this
-            return
-        try:
+        if self._transport.can_write_eof():
             self._transport.write_eof()
-        except OSError:  # the client has reset the connection, which the event loop is about to report
-            self._transport.abort()
+        else:
+            self._transport.close()  # TLS has its own way to do this
 
     def _leave(self) -> None:
         self._leaving = True

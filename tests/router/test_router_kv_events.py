@@ -230,7 +230,7 @@ async def test_lines_may_be_cut_anywhere(cuts: list[int]):
     stream = kv_events._Stream(instance, b"", index, 0.0)
     data = line(reset=True, stored=KEYS[:3]) + line(stored=KEYS[3:]) + line(removed=KEYS[6:7]) + b'{"reset":'
     ends = sorted({cut % len(data) for cut in cuts} | {0, len(data)})
-    stream.received(Head(200, b"", None, False, False), b"", False)
+    stream.received(Head(200, b"", None, False, False, True), b"", False)
     for start, end in pairwise(ends):
         stream.received(None, data[start:end], False)
     assert index.matched(instance.key, KEYS) == 6

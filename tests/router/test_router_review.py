@@ -1,7 +1,6 @@
 """What is left behind where several things happen at once: load, requests in flight, trials, figures."""
 
 import asyncio
-import socket
 
 import pytest
 from router_mocks import (
@@ -22,6 +21,9 @@ from router_protocol_mocks import STREAM, ask, failed_event, protocol_pair, toke
 
 from pdctl.router.breaker import State
 from pdctl.router.instance import Instance
+from pdctl.router.messages import Failure, Head
+from pdctl.router.settings import Limits
+from pdctl.router.upstream import Call, Pool
 
 PARAMS = {"kv_transfer_params": {"remote_block_ids": [1]}}
 
@@ -188,15 +190,23 @@ async def test_a_long_answer_that_is_no_stream_has_no_time_between_tokens():
         assert sum(at.router.metrics.itl.counts) == 0
 
 
-async def test_an_answer_to_a_client_that_has_just_left_ends_well():
-    async with engine(hold) as mixed, running() as at:
-        await at.admit("mixed", mixed, protocol="sglang")
-        client = socket.create_connection(("127.0.0.1", at.port))
-        client.sendall(
-            b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}" % CHAT.encode()
-        )
-        await mixed.turn()
-        client.close()
-        at.router.abort([])  # unseen so far; the answer makes the client's end reset the connection
-        await at.idle()
-        await until(lambda: len(at.router.server.clients) <= 1, "its connection to be gone")
+class Unwanted(Call):
+    def received(self, head: Head | None, body: bytes, end: bool) -> None:
+        raise AssertionError("it was cancelled")
+
+    def failed(self, failure: Failure) -> None:
+        raise AssertionError(f"it was cancelled: {failure}")
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_call_that_is_cancelled_while_it_connects_leaves_no_connection(turns: int):
+    """Of the event loop: the connection comes up in one of them, and its task goes on in a later one."""
+    async with engine(hold) as mock:
+        pool = Pool("127.0.0.1", mock.port, Limits())
+        for _ in range(20):
+            call = Unwanted(pool, pool.request(b"GET", b"/", b"", b""))
+            pool.send(call)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+        await until(lambda: not pool.open, "no connection")
