@@ -82,12 +82,14 @@ class Admission:
     def _look(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for queue in tuple(self._queues.values()):
-            for request in [r for r in queue if r.wait_until <= now]:
-                queue.remove(request)
-                request.waited_too_long()
-        self._serve()
-        self.wake()
+        try:
+            for queue in tuple(self._queues.values()):
+                for request in [r for r in queue if r.wait_until <= now]:
+                    queue.remove(request)
+                    request.waited_too_long()
+            self._serve()
+        finally:
+            self.wake()  # whatever goes wrong with one request, the others are looked at again
 
     def _serve(self) -> None:
         self._soon = None

@@ -95,11 +95,15 @@ class Exchange:
 
     def cut(self, status: int, reason: str, code: str) -> None:
         """End the request now, with an error if the client has no answer yet."""
-        if self.attempt is not None:
-            self.attempt.drop()
-        if not self._done:
-            self._fail(status, reason, code)
-        self.leg_closed()
+        attempt = self.attempt
+        if self._done:
+            if attempt is not None:
+                attempt.drop()
+            self.leg_closed()
+            return
+        if attempt is not None:
+            attempt.abandon()
+        self._fail(status, reason, code)
 
     def abort(self) -> None:
         """An operator ends the request: it is not tried again. Engines that take no such word lose their clients."""
@@ -283,6 +287,7 @@ class Exchange:
         try:
             choice = self._search.choose()
         except EnginesFullError:
+            self.router.metrics.retries.value += 1
             self._wait(self.router.settings.queue_timeout)
             return True
         except SelectionError:

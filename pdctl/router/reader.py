@@ -12,12 +12,23 @@ from pdctl.router.settings import Limits
 Phase = Literal["idle", "head", "body"]
 
 
+class Budget:
+    """Bytes of bodies that all connections together may hold."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
 class RequestReader:
     """One client's requests, in order, in `ready`. After a Refusal nothing more is read."""
 
     __slots__ = (
         "_body",
         "_body_size",
+        "_budget",
         "_forwarded",
         "_head_size",
         "_headers",
@@ -30,13 +41,16 @@ class RequestReader:
         "_url",
         "closed",
         "expects_continue",
+        "held",
         "phase",
         "ready",
         "steps",
     )
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, budget: Budget) -> None:
         self._limits = limits
+        self._budget = budget
+        self.held = 0  # bytes of bodies, of which the budget knows
         self._parser = httptools.HttpRequestParser(self)
         self._last: LastHead | None = None
         self.ready: deque[Request | Refusal] = deque()
@@ -56,6 +70,7 @@ class RequestReader:
             request = self._last.repeat(data)
             if request is not None and len(request.body) <= self._limits.body_bytes:
                 self.steps += 1
+                self._hold(len(request.body))
                 self.ready.append(request)
                 return
         steps, waiting = self.steps, len(self.ready)
@@ -63,6 +78,11 @@ class RequestReader:
         self._bound_framing(len(data) if self.steps == steps else 0)
         if whole and self.phase == "idle" and len(self.ready) == waiting + 1:
             self._remember(data)
+
+    def release(self, size: int) -> None:
+        """The body of a request is needed no more."""
+        self.held -= size
+        self._budget.used -= size
 
     def on_message_begin(self) -> None:
         """Called by the parser at a request's first byte."""
@@ -114,6 +134,10 @@ class RequestReader:
         self._body_size += len(data)
         if self._body_size > self._limits.body_bytes:
             self._refuse(413, f"the body is larger than {self._limits.body_bytes} bytes")
+            return
+        self._hold(len(data))
+        if self._budget.used > self._budget.limit:
+            self._refuse(503, f"the router holds {self._budget.limit} bytes of requests, which is its limit")
             return
         self._body.append(data)
 
@@ -169,6 +193,10 @@ class RequestReader:
         request = self.ready[-1]
         if isinstance(request, Request) and not self.closed:
             self._last = LastHead.of(data, request)
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self._budget.used += size
 
     def _set_phase(self, phase: Phase) -> None:
         self.phase = phase

@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from pdctl.router.messages import JSON, Refusal, Request, status_line
 from pdctl.router.openai_errors import error_body
-from pdctl.router.reader import Phase, RequestReader
+from pdctl.router.reader import Budget, Phase, RequestReader
 from pdctl.router.settings import Limits
 
 
@@ -30,6 +30,7 @@ class Client(asyncio.Protocol):
     __slots__ = (
         "_address",
         "_advancing",
+        "_body_size",
         "_busy",
         "_chunked",
         "_close_after",
@@ -52,12 +53,13 @@ class Client(asyncio.Protocol):
     def __init__(self, server: "Server") -> None:
         self._server = server
         self._address: str | None = None
-        self._reader = RequestReader(server.limits)
+        self._reader = RequestReader(server.limits, server.budget)
         self._work: Work | None = None  # what serves the request whose answer is due
         self._busy = False  # an answer is due
         self._advancing = False
         self._head: bytes | None = None  # of the answer, until its first write
         self._chunked = self._framed = self._headless = self._http11 = self._close_after = False
+        self._body_size = 0  # of the request whose answer is due
         self._paused = False  # the client reads too slowly
         self._reading_paused = False
         self._leaving = False  # nothing more is answered
@@ -92,6 +94,7 @@ class Client(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the work that its client is gone."""
         self._leave()
+        self._reader.release(self._reader.held)
         self._server.clients.discard(self)
         if not self._server.clients:
             self._server.on_empty()
@@ -234,6 +237,7 @@ class Client(asyncio.Protocol):
             self._refuse(item)
             return
         self._busy = True
+        self._body_size = len(item.body)
         self._deadline = inf
         self._http11 = item.http11
         self._headless = item.method == b"HEAD"
@@ -245,6 +249,8 @@ class Client(asyncio.Protocol):
     def _finish(self) -> None:
         self._busy = False
         self._work = None
+        self._reader.release(self._body_size)
+        self._body_size = 0
         if self._close_after or self._server.draining:
             self._leaving = True
             self._linger()
@@ -303,6 +309,7 @@ class Server:
         self.on_empty = on_empty  # called whenever the last connection is gone
         self.limits = limits
         self.clients: set[Client] = set()
+        self.budget = Budget(limits.bodies_bytes)
         self.draining = False
         self.now = asyncio.get_running_loop().time
 

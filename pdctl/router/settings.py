@@ -12,6 +12,7 @@ class Limits:
 
     head_bytes: int = 32 * 1024  # a request's line and headers
     body_bytes: int = 32 * 1024 * 1024  # a request's body
+    bodies_bytes: int = 1024 * 1024 * 1024  # the bodies of all requests that are read or answered
     head_timeout: float = 10.0  # from a request's first byte to the end of its headers
     body_timeout: float = 60.0  # from the end of the headers to the end of the body
     idle_timeout: float = 75.0  # a client connection between two requests

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdctl.router.messages import Refusal, Request
-from pdctl.router.reader import RequestReader
+from pdctl.router.reader import Budget, RequestReader
 from pdctl.router.settings import Limits
 
 LIMITS = Limits(head_bytes=1024, body_bytes=4096)
 
 
 def read(data: bytes, *, pieces: list[int] | None = None, limits: Limits = LIMITS) -> list[Request | Refusal]:
-    reader = RequestReader(limits)
+    reader = RequestReader(limits, Budget(limits.bodies_bytes))
     start = 0
     for length in pieces or []:
         reader.feed(data[start : start + length])
@@ -133,7 +133,7 @@ def test_what_is_refused(data: bytes, status: int):
     ],
 )
 def test_what_never_ends_is_refused_before_it_fills_the_memory(beginning: bytes):
-    reader = RequestReader(LIMITS)
+    reader = RequestReader(LIMITS, Budget(LIMITS.bodies_bytes))
     reader.feed(beginning)
     sent = 0
     while not reader.ready:
@@ -152,7 +152,7 @@ def test_one_byte_chunks_up_to_the_limit_are_taken():
 
 
 def test_after_a_refusal_nothing_is_read():
-    reader = RequestReader(LIMITS)
+    reader = RequestReader(LIMITS, Budget(LIMITS.bodies_bytes))
     reader.feed(b"nonsense\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n")
     reader.feed(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert len(reader.ready) == 1
