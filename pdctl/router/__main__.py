@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import uvloop
 
 from pdctl.errors import PdctlError
+from pdctl.router.access.tokens import TOKEN_FILE
 from pdctl.router.arguments import parse
 from pdctl.router.settings import Settings
-from pdctl.router.supervisor import Supervisor
-from pdctl.router.tokens import TOKEN_FILE
-from pdctl.router.worker import Place, serve_alone, serve_as_worker
+from pdctl.router.workers.supervisor import Supervisor
+from pdctl.router.workers.worker import Place, serve_alone, serve_as_worker
 
 log = logging.getLogger("pdctl.router")
 

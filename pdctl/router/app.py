@@ -5,26 +5,26 @@ import logging
 import socket
 import time
 
-from pdctl.router.access_log import AccessLog
-from pdctl.router.admission import Admission
-from pdctl.router.api_keys import UsageTable, size_needed
-from pdctl.router.bus import Aborted, Bus, Drained, Message, Registered, Removed, Reopen
-from pdctl.router.exchange import Exchange
-from pdctl.router.health import HealthChecks, probe
-from pdctl.router.instance import Instance, Registration
-from pdctl.router.kv_events import KvEvents
-from pdctl.router.load import Load
-from pdctl.router.load_reports import LoadReports
-from pdctl.router.metrics import InstanceFigures, Metrics, ModelNames
-from pdctl.router.prefix_index import PrefixIndex
-from pdctl.router.registry import Registry
+from pdctl.router.access.api_keys import UsageTable, size_needed
+from pdctl.router.access.tls import server_context
+from pdctl.router.client.server import Client, Server
+from pdctl.router.engines.health import HealthChecks, probe
+from pdctl.router.engines.instance import Instance, Registration
+from pdctl.router.engines.kv_events import KvEvents
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.load_reports import LoadReports
+from pdctl.router.engines.prefix_index import PrefixIndex
+from pdctl.router.engines.registry import Registry
+from pdctl.router.figures.access_log import AccessLog
+from pdctl.router.figures.metrics import InstanceFigures, Metrics, ModelNames
+from pdctl.router.figures.tracing import make_tracer
+from pdctl.router.requests.admission import Admission
+from pdctl.router.requests.exchange import Exchange
+from pdctl.router.requests.selection import Selector
 from pdctl.router.routes import Routes
-from pdctl.router.selection import Selector
-from pdctl.router.server import Client, Server
 from pdctl.router.settings import FixedInstance, Settings
-from pdctl.router.shared import Shared
-from pdctl.router.tls import server_context
-from pdctl.router.tracing import make_tracer
+from pdctl.router.workers.bus import Aborted, Bus, Drained, Message, Registered, Removed, Reopen
+from pdctl.router.workers.shared import Shared
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from pdctl.errors import PdctlError
-from pdctl.router.api_keys import load_api_keys
+from pdctl.router.access.api_keys import load_api_keys
+from pdctl.router.access.tokens import load_token
 from pdctl.router.policies import NAMES
 from pdctl.router.protocols import PROTOCOLS
 from pdctl.router.settings import FixedInstance, Limits, Settings
-from pdctl.router.tokens import load_token
 
 _MAX_WORKERS = 64
 

@@ -6,13 +6,13 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from pdctl.router.intake import WWW_AUTHENTICATE, IntakeError, authenticate
+from pdctl.router.client.server import Client
+from pdctl.router.figures.metrics import CONTENT_TYPE
 from pdctl.router.job import Job, Reply
 from pdctl.router.messages import RETRY_AFTER, Request
-from pdctl.router.metrics import CONTENT_TYPE
 from pdctl.router.openai_errors import error_object
-from pdctl.router.self_test import generate
-from pdctl.router.server import Client
+from pdctl.router.requests.intake import WWW_AUTHENTICATE, IntakeError, authenticate
+from pdctl.router.requests.self_test import generate
 
 if TYPE_CHECKING:
     from pdctl.router.app import Router

@@ -6,8 +6,8 @@ from collections.abc import Awaitable
 
 import msgspec
 
+from pdctl.router.client.server import Client
 from pdctl.router.messages import JSON
-from pdctl.router.server import Client
 
 log = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from pdctl.router.bus import Aborted, Drained, Registered, Removed
-from pdctl.router.fetch import FetchError, fetch
-from pdctl.router.instance import Instance, Registration, parse_registration
+from pdctl.router.access.tokens import authorized, bearer
+from pdctl.router.client.server import Client
+from pdctl.router.engines.instance import Instance, Registration, parse_registration
+from pdctl.router.engines.registry import RegistrationError
 from pdctl.router.job import Job, Reply
 from pdctl.router.messages import JSON, Request
-from pdctl.router.registry import RegistrationError
-from pdctl.router.server import Client
-from pdctl.router.tokens import authorized, bearer
-from pdctl.router.upstream import address
+from pdctl.router.upstream.fetch import FetchError, fetch
+from pdctl.router.upstream.pool import address
+from pdctl.router.workers.bus import Aborted, Drained, Registered, Removed
 
 if TYPE_CHECKING:
     from pdctl.router.app import Router

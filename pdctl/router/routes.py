@@ -4,11 +4,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pdctl.router.client.server import Client, Work
 from pdctl.router.control import Control
-from pdctl.router.intake import accept
 from pdctl.router.messages import Request
 from pdctl.router.operations import INSTANCES, Operations
-from pdctl.router.server import Client, Work
+from pdctl.router.requests.intake import accept
 
 if TYPE_CHECKING:
     from pdctl.router.app import Router

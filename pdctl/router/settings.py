@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from pdctl.router.api_keys import ApiKeys
+from pdctl.router.access.api_keys import ApiKeys
 
 
 @dataclass(frozen=True, slots=True)

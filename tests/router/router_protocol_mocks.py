@@ -8,9 +8,9 @@ from typing import Any
 
 from router_mocks import CHAT, LIMIT, PROMPT, Running, Split, Turn, answer_at_once, engine, running
 
-from pdctl.router.instance import Instance, Registration
-from pdctl.router.load import Load
-from pdctl.router.pairs import Pair
+from pdctl.router.engines.instance import Instance, Registration
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.pairs import Pair
 from pdctl.router.settings import Limits
 
 OnRequest = Callable[[Turn], Awaitable[None]]

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from pdctl.router.dechunker import Dechunker
-from pdctl.router.engine_connection import EngineConnection
 from pdctl.router.messages import Failure, Head
 from pdctl.router.settings import Limits
-from pdctl.router.upstream import Call, Pool
+from pdctl.router.upstream.connection import EngineConnection
+from pdctl.router.upstream.dechunker import Dechunker
+from pdctl.router.upstream.pool import Call, Pool
 
 
 class Transport:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from pdctl.errors import PdctlError
-from pdctl.router import access_log
-from pdctl.router.access_log import AccessLog, AccessRecord, milliseconds
+from pdctl.router.figures import access_log
+from pdctl.router.figures.access_log import AccessLog, AccessRecord, milliseconds
 
 
 def record(**fields: Any) -> AccessRecord:

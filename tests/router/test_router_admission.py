@@ -10,7 +10,7 @@ import httpx
 from router_mocks import ANSWER, PROMPT, MockEngine, Running, Turn, engine, hold, message, quick, running, until
 from router_protocol_mocks import ask
 
-from pdctl.router.admission import Admission
+from pdctl.router.requests.admission import Admission
 
 # The queue alone.
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pdctl.errors import PdctlError
-from pdctl.router.api_keys import ApiKey, ApiKeys, UsageTable, load_api_keys, size_needed
+from pdctl.router.access.api_keys import ApiKey, ApiKeys, UsageTable, load_api_keys, size_needed
 
 TWO = """
 keys:
@@ -292,7 +292,7 @@ def test_real_processes_together_stay_within_the_limit(tmp_path: Path):
     path.write_bytes(bytes(size_needed(workers, 1)))
     code = """
 import mmap, sys
-from pdctl.router.api_keys import ApiKey, UsageTable
+from pdctl.router.access.api_keys import ApiKey, UsageTable
 file = open(sys.argv[1], "r+b")
 table = UsageTable(memoryview(mmap.mmap(file.fileno(), 0)), int(sys.argv[2]), 3, 1)
 key = ApiKey(0, "k", b"", 500, None)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router.body import BodyError, completed, estimate_tokens, members, parse_body
+from pdctl.router.requests.body import BodyError, completed, estimate_tokens, members, parse_body
 
 ADDED = b'"request_id":"id-1","disaggregate_info":{"prefill_ip":"127.0.0.1"}'
 TYPED = {"model", "stream", "n", "user", "echo", "prompt_logprobs"}  # read, so not anything will do

@@ -23,7 +23,7 @@ from router_mocks import (
 )
 from router_protocol_mocks import STREAM, OnRequest, ask
 
-from pdctl.router.breaker import Breaker, State
+from pdctl.router.engines.breaker import Breaker, State
 
 # The breaker alone.
 

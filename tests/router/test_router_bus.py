@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from router_mocks import LIMIT, until
 
 from pdctl.errors import PdctlError
-from pdctl.router import bus as bus_module
-from pdctl.router import switchboard as switchboard_module
-from pdctl.router.api_keys import ApiKey, ApiKeys
-from pdctl.router.bus import (
+from pdctl.router.access.api_keys import ApiKey, ApiKeys
+from pdctl.router.engines.instance import Registration
+from pdctl.router.figures.metrics import Metrics
+from pdctl.router.settings import FixedInstance, Settings
+from pdctl.router.workers import bus as bus_module
+from pdctl.router.workers import switchboard as switchboard_module
+from pdctl.router.workers.bus import (
     Aborted,
     Begin,
     Bus,
@@ -30,10 +33,7 @@ from pdctl.router.bus import (
     decode,
     encode,
 )
-from pdctl.router.instance import Registration
-from pdctl.router.metrics import Metrics
-from pdctl.router.settings import FixedInstance, Settings
-from pdctl.router.switchboard import Switchboard
+from pdctl.router.workers.switchboard import Switchboard
 
 
 def registered(port: int, *, news: bool = True) -> Registered:

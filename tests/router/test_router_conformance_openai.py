@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai_answers import ASK, CHATS, COMPLETIONS, PARAMS, chat, chunk
 from router_mocks import LIMIT, MockEngine, Running, Split, Turn, engine, hold, quick, running
 
-from pdctl.router.api_keys import ApiKey, ApiKeys
+from pdctl.router.access.api_keys import ApiKey, ApiKeys
 
 Answering = Callable[[Turn], Awaitable[None]]
 

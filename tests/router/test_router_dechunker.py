@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from router_relay_mocks import cut
 
-from pdctl.router.dechunker import Dechunker
+from pdctl.router.upstream.dechunker import Dechunker
 
 
 @given(

@@ -5,13 +5,13 @@ import asyncio
 import pytest
 from router_mocks import until
 
-from pdctl.router.breaker import State
-from pdctl.router.fetch import FetchError
-from pdctl.router.groups import Group
-from pdctl.router.instance import Instance, Registration, Role
-from pdctl.router.load import Load
-from pdctl.router.registry import RegistrationError, Registry
+from pdctl.router.engines.breaker import State
+from pdctl.router.engines.groups import Group
+from pdctl.router.engines.instance import Instance, Registration, Role
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.registry import RegistrationError, Registry
 from pdctl.router.settings import Limits, Settings
+from pdctl.router.upstream.fetch import FetchError
 
 HEARTBEAT = 15.0
 

@@ -5,8 +5,8 @@ from router_mocks import PROMPT, MockEngine, engine, message, quick, running, un
 
 from pdctl.errors import PdctlError
 from pdctl.router.arguments import parse
-from pdctl.router.health import HealthChecks
-from pdctl.router.instance import Instance
+from pdctl.router.engines.health import HealthChecks
+from pdctl.router.engines.instance import Instance
 from pdctl.router.settings import FixedInstance, Limits, Settings
 
 

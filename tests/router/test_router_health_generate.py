@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from router_mocks import Turn, drop, engine, hold, message, quick, running, split, until
 
-from pdctl.router import self_test
+from pdctl.router.requests import self_test
 
 
 async def test_it_goes_the_way_of_all_requests():

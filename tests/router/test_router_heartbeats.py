@@ -6,7 +6,7 @@ from router_mocks import engine, running
 
 def news(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the log says of the engines."""
-    return [record.message.split(":")[0] for record in caplog.records if record.name == "pdctl.router.registry"]
+    return [record.message.split(":")[0] for record in caplog.records if record.name == "pdctl.router.engines.registry"]
 
 
 async def test_a_prefills_connections_are_no_news(caplog: pytest.LogCaptureFixture) -> None:

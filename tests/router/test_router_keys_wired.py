@@ -10,7 +10,7 @@ from router_processes import listening, process, ready, to_each_worker
 
 from pdctl.deployment.verify import Engine, Pair, verify
 from pdctl.errors import ExitCode
-from pdctl.router.api_keys import ApiKeys, load_api_keys
+from pdctl.router.access.api_keys import ApiKeys, load_api_keys
 
 ALICE, BOB = {"Authorization": "Bearer sk-alice"}, {"Authorization": "bearer sk-bob"}
 KEYS = """

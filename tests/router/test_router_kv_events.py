@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from router_mocks import MockEngine, Turn, engine, hold, until
 
-from pdctl.router import kv_events
-from pdctl.router.instance import Instance, Registration
-from pdctl.router.kv_events import KvEvents
-from pdctl.router.load import Load
+from pdctl.router.engines import kv_events
+from pdctl.router.engines.instance import Instance, Registration
+from pdctl.router.engines.kv_events import KvEvents
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.prefix_index import PrefixIndex, prefix_keys
 from pdctl.router.messages import Head
-from pdctl.router.prefix_index import PrefixIndex, prefix_keys
 from pdctl.router.settings import Limits
-from pdctl.router.upstream import Call
+from pdctl.router.upstream.pool import Call
 
 KEYS = prefix_keys(bytes(range(256)) * 8)
 

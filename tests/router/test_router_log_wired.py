@@ -13,7 +13,7 @@ from router_mocks import ANSWER, CHAT, PROMPT, Turn, drop, engine, hold, running
 from router_processes import process, ready
 
 from pdctl.errors import ExitCode
-from pdctl.router.api_keys import ApiKey, ApiKeys, load_api_keys
+from pdctl.router.access.api_keys import ApiKey, ApiKeys, load_api_keys
 
 
 @pytest.fixture

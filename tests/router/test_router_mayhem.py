@@ -10,9 +10,9 @@ import pytest
 from router_mocks import CHAT, PROMPT, MockEngine, Running, Turn, engine, quick, running, until
 from router_protocol_mocks import DONE, STREAM, failed_event, send_events, token_event
 
-from pdctl.router.breaker import State
-from pdctl.router.instance import Instance
-from pdctl.router.legs import Leg
+from pdctl.router.engines.breaker import State
+from pdctl.router.engines.instance import Instance
+from pdctl.router.requests.legs import Leg
 
 LIMITS = quick(
     breaker_failures=2,

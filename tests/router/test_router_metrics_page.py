@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from pdctl.planning.planner import ROUTER_METRICS
-from pdctl.router.metrics import InstanceFigures, Metrics, ModelNames
-from pdctl.router.prometheus import Families
+from pdctl.router.figures.metrics import InstanceFigures, Metrics, ModelNames
+from pdctl.router.figures.prometheus import Families
 
 ROUTE = b"/v1/completions"
 

@@ -3,9 +3,9 @@
 import msgspec
 import pytest
 
-from pdctl.router.instance import Instance, Registration, parse_registration
-from pdctl.router.load import Load
-from pdctl.router.pairs import Pair, mismatch
+from pdctl.router.engines.instance import Instance, Registration, parse_registration
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.pairs import Pair, mismatch
 from pdctl.router.settings import Limits
 
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pdctl.router.prefix_index import prefix_keys
+from pdctl.router.engines.prefix_index import prefix_keys
 from tests.router.router_mocks import ANSWER, CHAT, Running, Turn, engine, running, until
 
 LONG = {"model": "m", "messages": [{"role": "user", "content": "count the stars " * 64}]}  # 256 tokens

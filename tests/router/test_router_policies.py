@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pdctl
-from pdctl.router.ask import Ask
-from pdctl.router.instance import Instance, Registration, Reported
-from pdctl.router.load import Load
+from pdctl.router.engines.instance import Instance, Registration, Reported
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.prefix_index import PrefixIndex
 from pdctl.router.policies import NAMES, make_policy
 from pdctl.router.policies.base import Policy
-from pdctl.router.prefix_index import PrefixIndex
+from pdctl.router.requests.ask import Ask
 from pdctl.router.settings import Limits
 from pdctl.topology import models
 
@@ -203,7 +203,7 @@ async def test_a_session_never_goes_to_an_overloaded_engine(loads: list[int], se
 
 
 def report(instance: Instance, running: float, waiting: float) -> None:
-    instance.reported = Reported(running, waiting, 0.5, instance.load.requests, 0.0)
+    instance.reported = Reported(running, waiting, instance.load.requests, 0.0)
 
 
 async def test_metrics_score_counts_a_waiting_request_as_four():

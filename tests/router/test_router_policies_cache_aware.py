@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router.ask import Ask
-from pdctl.router.instance import Instance, Registration, Role
-from pdctl.router.load import Load
+from pdctl.router.engines.instance import Instance, Registration, Role
+from pdctl.router.engines.load import Load
+from pdctl.router.engines.prefix_index import CHUNK_BYTES, PrefixIndex
 from pdctl.router.policies import make_policy
 from pdctl.router.policies.base import Policy
-from pdctl.router.prefix_index import CHUNK_BYTES, PrefixIndex
+from pdctl.router.requests.ask import Ask
 from pdctl.router.settings import Limits
 
 ROLES: list[Role] = ["prefill", "decode", "mixed"]

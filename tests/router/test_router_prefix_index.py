@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router import prefix_index
-from pdctl.router.ask import Ask
-from pdctl.router.prefix_index import CHUNK_BYTES, PrefixIndex, prefix_keys
+from pdctl.router.engines import prefix_index
+from pdctl.router.engines.prefix_index import CHUNK_BYTES, PrefixIndex, prefix_keys
+from pdctl.router.requests.ask import Ask
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
 KEYS = prefix_keys(bytes(range(256)) * 10)

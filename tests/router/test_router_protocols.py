@@ -7,9 +7,9 @@ import pytest
 from router_mocks import PROMPT
 from router_protocol_mocks import pair_of
 
-from pdctl.router.body import Body, parse_body
-from pdctl.router.pairs import Pair
+from pdctl.router.engines.pairs import Pair
 from pdctl.router.protocols import PROTOCOLS, PdProtocol
+from pdctl.router.requests.body import Body, parse_body
 
 HOSTILE = {
     "request_id": "somebody-elses",

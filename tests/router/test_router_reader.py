@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdctl.router.client.reader import Budget, RequestReader
 from pdctl.router.messages import Refusal, Request
-from pdctl.router.reader import Budget, RequestReader
 from pdctl.router.settings import Limits
 
 LIMITS = Limits(head_bytes=1024, body_bytes=4096)

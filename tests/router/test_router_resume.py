@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from router_protocol_mocks import DONE, failed_event, token_event
 
-from pdctl.router.resume import ResumableStream
+from pdctl.router.requests.resume import ResumableStream
 
 TRAPS = [
     '"token_ids":[1]',

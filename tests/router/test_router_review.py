@@ -19,11 +19,11 @@ from router_mocks import (
 )
 from router_protocol_mocks import STREAM, ask, failed_event, protocol_pair, token_event
 
-from pdctl.router.breaker import State
-from pdctl.router.instance import Instance
+from pdctl.router.engines.breaker import State
+from pdctl.router.engines.instance import Instance
 from pdctl.router.messages import Failure, Head
 from pdctl.router.settings import Limits
-from pdctl.router.upstream import Call, Pool
+from pdctl.router.upstream.pool import Call, Pool
 
 PARAMS = {"kv_transfer_params": {"remote_block_ids": [1]}}
 

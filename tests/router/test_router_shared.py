@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router import shared as shared_module
-from pdctl.router.api_keys import ApiKey, UsageTable
-from pdctl.router.load import Load
-from pdctl.router.shared import Shared, create
+from pdctl.router.access.api_keys import ApiKey, UsageTable
+from pdctl.router.engines.load import Load
+from pdctl.router.workers import shared as shared_module
+from pdctl.router.workers.shared import Shared, create
 
 
 @pytest.fixture
@@ -108,7 +108,8 @@ def test_what_keys_use_lies_behind_the_loads(memory: int):
 
 def test_processes_that_claim_rows_at_the_same_time_agree(memory: int):
     code = (
-        "import sys; from pdctl.router.shared import Shared; view = Shared(int(sys.argv[1]), int(sys.argv[2]), 3, 2)\n"
+        "import sys; from pdctl.router.workers.shared import Shared\n"
+        "view = Shared(int(sys.argv[1]), int(sys.argv[2]), 3, 2)\n"
         "for number in range(300): view.load_of(f'10.0.0.1:{number * (1 + int(sys.argv[2])) % 300}').add(1)"
     )
     started = [

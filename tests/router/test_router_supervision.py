@@ -14,10 +14,10 @@ from router_mocks import CHAT, LIMIT, PROMPT, MockEngine, engine, until
 from router_processes import ready
 
 from pdctl.errors import ExitCode, PdctlError, ProcessDiedError, StepTimeoutError
-from pdctl.router import bus, supervisor
 from pdctl.router.listener import bind
 from pdctl.router.settings import Settings
-from pdctl.router.supervisor import Supervisor
+from pdctl.router.workers import bus, supervisor
+from pdctl.router.workers.supervisor import Supervisor
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from router_mocks import ANSWER, CHAT, LIMIT, PROMPT, MockEngine, Running, Turn,
 from router_processes import process, ready
 
 from pdctl.errors import ExitCode, PdctlError
-from pdctl.router.tls import server_context
+from pdctl.router.access.tls import server_context
 
 
 @pytest.fixture(scope="module")

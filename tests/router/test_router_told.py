@@ -3,8 +3,8 @@
 import pytest
 from router_mocks import MockEngine, Running, engine, running, until
 
-from pdctl.router.bus import Aborted, Drained, Message, Registered, Removed
-from pdctl.router.instance import Registration
+from pdctl.router.engines.instance import Registration
+from pdctl.router.workers.bus import Aborted, Drained, Message, Registered, Removed
 
 
 def registration(mock: MockEngine, **fields: object) -> Registration:
@@ -19,7 +19,7 @@ def tell(at: Running, message: Message) -> None:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     """What is published, by all routers."""
     messages: list[Message] = []
-    monkeypatch.setattr("pdctl.router.bus.Bus.publish", lambda _, message: messages.append(message))
+    monkeypatch.setattr("pdctl.router.workers.bus.Bus.publish", lambda _, message: messages.append(message))
     return messages
 
 

@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from pdctl.errors import PdctlError
-from pdctl.router.tracing import Tracing, make_tracer
+from pdctl.router.figures.tracing import Tracing, make_tracer
 
 CHAT = "/v1/chat/completions"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -186,7 +186,7 @@ def test_a_model_name_of_any_kind_is_exported(collector: Collector):
 
 
 def test_a_collector_that_hangs_does_not_hold_up_the_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pdctl.router.tracing._CLOSING", 0.05)
+    monkeypatch.setattr("pdctl.router.figures.tracing._CLOSING", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracing = tracer(f"http://127.0.0.1:{silent.getsockname()[1]}")
         tracing.begin(CHAT, b"", "r", "m").end(200)

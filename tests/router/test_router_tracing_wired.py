@@ -11,7 +11,7 @@ from router_mocks import CHAT, LIMIT, PROMPT, MockEngine, Running, Turn, drop, e
 from router_processes import process, ready, to_each_worker
 
 from pdctl.errors import ExitCode
-from pdctl.router import tracing
+from pdctl.router.figures import tracing
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 FROM_CLIENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}

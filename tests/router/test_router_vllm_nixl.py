@@ -21,7 +21,7 @@ from router_mocks import (
 )
 from router_protocol_mocks import DONE, STREAM, OnRequest, ask, protocol_pair, send_events, token_event
 
-from pdctl.router.upstream import Call
+from pdctl.router.upstream.pool import Call
 
 # As vLLM writes it, spaces and all: it is copied byte for byte.
 PARAMS = b'{"remote_block_ids": [[1, 2], [3]],"f":1.50, "remote_host":"10.0.0.1" ,"u":"\\u00e4"}'

@@ -9,8 +9,8 @@ import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that the names can be had without the router
+    from pdctl.router.engines.prefix_index import PrefixIndex
     from pdctl.router.policies.base import Policy
-    from pdctl.router.prefix_index import PrefixIndex
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base"))
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from pdctl.router.ask import Ask
-from pdctl.router.instance import Instance
+from pdctl.router.engines.instance import Instance
+from pdctl.router.requests.ask import Ask
 
 
 class Policy(Protocol):

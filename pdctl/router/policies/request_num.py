@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from pdctl.router.ask import Ask
-from pdctl.router.instance import Instance
+from pdctl.router.engines.instance import Instance
+from pdctl.router.engines.prefix_index import PrefixIndex
 from pdctl.router.policies.base import Policy
-from pdctl.router.prefix_index import PrefixIndex
+from pdctl.router.requests.ask import Ask
 
 
 def create(_: PrefixIndex) -> Policy:

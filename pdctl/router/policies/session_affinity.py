@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from pdctl.router.ask import Ask
-from pdctl.router.instance import Instance
+from pdctl.router.engines.instance import Instance
+from pdctl.router.engines.prefix_index import PrefixIndex
 from pdctl.router.policies.base import Policy
 from pdctl.router.policies.request_num import RequestNum
-from pdctl.router.prefix_index import PrefixIndex
+from pdctl.router.requests.ask import Ask
 
 _FACTOR = 2  # times the average of requests in flight ...
 _SLACK = 8  # ... and this many more are no overload

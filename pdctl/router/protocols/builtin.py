@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pdctl.router.body import Body, completed
 from pdctl.router.protocols.base import Bodies, PdProtocol
+from pdctl.router.requests.body import Body, completed
 
 if TYPE_CHECKING:
-    from pdctl.router.instance import Instance
-    from pdctl.router.pairs import Pair
+    from pdctl.router.engines.instance import Instance
+    from pdctl.router.engines.pairs import Pair
 
 
 class FastDeploy(PdProtocol):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pdctl.router.body import Body, completed
 from pdctl.router.protocols.base import Bodies, PdProtocol
+from pdctl.router.requests.body import Body, completed
 
 if TYPE_CHECKING:
-    from pdctl.router.instance import Instance
-    from pdctl.router.pairs import Pair
+    from pdctl.router.engines.instance import Instance
+    from pdctl.router.engines.pairs import Pair
 
 _ROOMS = 63  # bits
 _MOST_ROOMS = 1024  # in one body: a client may ask for any number; out of one room, engines make more themselves

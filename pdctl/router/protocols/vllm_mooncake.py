@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Raw
 
-from pdctl.router.body import Body, completed
-from pdctl.router.fetch import FetchError, fetch
 from pdctl.router.protocols.base import Bodies, PdProtocol
 from pdctl.router.protocols.vllm_nixl import one_token
-from pdctl.router.upstream import Pool
+from pdctl.router.requests.body import Body, completed
+from pdctl.router.upstream.fetch import FetchError, fetch
+from pdctl.router.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from pdctl.router.instance import Instance
-    from pdctl.router.pairs import Pair
+    from pdctl.router.engines.instance import Instance
+    from pdctl.router.engines.pairs import Pair
 
 
 class _Rank(msgspec.Struct):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Raw
 
-from pdctl.router.body import Body, completed, members
 from pdctl.router.protocols.base import Bodies, FollowUp, PdProtocol
+from pdctl.router.requests.body import Body, completed, members
 
 if TYPE_CHECKING:
-    from pdctl.router.instance import Instance
-    from pdctl.router.pairs import Pair
+    from pdctl.router.engines.instance import Instance
+    from pdctl.router.engines.pairs import Pair
 
 _ONE, _FALSE = Raw(b"1"), Raw(b"false")
 _WANTED = Raw(

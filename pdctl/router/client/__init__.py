@@ -1,0 +1,1 @@
+"""The side of the clients: connections, and the requests that come on them."""

@@ -1,0 +1,1 @@
+"""A request's life: taken in, sent to engines, tried again, answered, told of."""

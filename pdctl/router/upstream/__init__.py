@@ -1,0 +1,1 @@
+"""The side of the engines: connections, calls, and the answers that come on them."""
