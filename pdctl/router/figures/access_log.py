@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 STDOUT = "-"
 MAX_PENDING = 8 * 1024 * 1024  # bytes not written yet; beyond it lines are dropped
-_BATCH = 64 * 1024  # bytes that are handed over at once
+_BATCH = 256 * 1024  # bytes that are handed over at once
+_MILLISECONDS = tuple(f".{number:03d}Z" for number in range(1000))  # formatting takes three times as long
 _DELAY = 0.1  # seconds after which fewer are
 _CLOSING = 5.0  # seconds for the last lines
 _MAX_TEXT = 512  # characters of what clients and engines say
@@ -85,7 +86,7 @@ class AccessLog:
             self._refused += 1
             return
         record.time = self._now()
-        if len(record.model) > _MAX_TEXT or len(record.error) > _MAX_TEXT:
+        if (record.error and len(record.error) > _MAX_TEXT) or len(record.model) > _MAX_TEXT:
             record.model, record.error = record.model[:_MAX_TEXT], record.error[:_MAX_TEXT]
         try:
             _encode_into(record, lines, -1)
@@ -131,7 +132,7 @@ class AccessLog:
         if second != self._second:
             self._second = second
             self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._date}.{int((now - second) * 1000):03d}Z"
+        return self._date + _MILLISECONDS[int((now - second) * 1000)]
 
 
 class _Writer:

@@ -67,7 +67,7 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
         route=_ROUTES.get(path) or path.decode("latin-1"),
         model=model,
         status=status,
-        outcome=_outcome(exchange, status),
+        outcome=_outcome(exchange, status) if exchange.error else "ok",
         prefill=pair.prefill.key if pair is not None and pair.prefill is not None else "",
         decode=pair.decode.key if pair is not None else "",
         protocol=pair.protocol.name if pair is not None else "",
@@ -77,7 +77,7 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
         prompt_tokens=exchange.body.tokens,
         completion_tokens=tokens,
         cached_tokens=exchange.cached,
-        queue_ms=milliseconds(exchange.queued),
+        queue_ms=milliseconds(exchange.queued) if exchange.queued else 0.0,
         ttft_ms=milliseconds(answer.first - exchange.started) if answer.first else None,
         duration_ms=milliseconds(now - exchange.started),
         bytes=answer.size,
@@ -89,6 +89,4 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
 def _outcome(exchange: "Exchange", status: int) -> str:
     if status == CLIENT_LEFT and not exchange.aborted:
         return "client_left"
-    if not exchange.error:
-        return "ok"
     return "broken" if exchange.answer.begun else "failed"
