@@ -28,7 +28,6 @@ class Attempt:
         "_prefill",
         "_sent",
         "begun",
-        "choice",
         "limits",
         "pair",
         "sequential",
@@ -36,7 +35,6 @@ class Attempt:
     _prefill: PrefillLeg | None
 
     def __init__(self, exchange: "Exchange", choice: Choice, engine_id: str, resumption: bytes) -> None:
-        self.choice = choice
         self.pair = pair = choice.pair
         self.limits = exchange.router.settings.limits
         self._exchange = exchange
