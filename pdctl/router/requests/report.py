@@ -1,9 +1,10 @@
 """What is told of a request at its end: figures, a line in the access log, its key's consumption."""
 
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pdctl.router.figures.access_log import AccessRecord, milliseconds
+from pdctl.router.figures.access_log import MAX_TEXT, AccessRecord
 from pdctl.router.figures.metrics import CLIENT_LEFT
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def refusal(
 ) -> AccessRecord:
     """The line of a request for which no engine was chosen."""
     return AccessRecord(
+        time=datetime.now(UTC),
         id=request_id,
         client=client.address,
         route=request.path.decode("latin-1"),
@@ -54,35 +56,36 @@ def refusal(
         status=status,
         outcome="refused",
         duration_ms=0.0,
-        error=reason,
+        error=reason[:MAX_TEXT],
     )
 
 
 def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:
-    answer, attempt, path = exchange.answer, exchange.attempt, exchange.request.path
-    pair = None if attempt is None else attempt.pair
-    return AccessRecord(
-        id=exchange.id,
-        client=exchange.client.address,
-        route=_ROUTES.get(path) or path.decode("latin-1"),
-        model=model,
-        status=status,
-        outcome=_outcome(exchange, status) if exchange.error else "ok",
-        prefill=pair.prefill.key if pair is not None and pair.prefill is not None else "",
-        decode=pair.decode.key if pair is not None else "",
-        protocol=pair.protocol.name if pair is not None else "",
-        attempts=exchange.attempts,
-        resumed=exchange.resumes,
-        stream=exchange.body.stream,
-        prompt_tokens=exchange.body.tokens,
-        completion_tokens=tokens,
-        cached_tokens=exchange.cached,
-        queue_ms=milliseconds(exchange.queued) if exchange.queued else 0.0,
-        ttft_ms=milliseconds(answer.first - exchange.started) if answer.first else None,
-        duration_ms=milliseconds(now - exchange.started),
-        bytes=answer.size,
-        key=exchange.key.name if exchange.key is not None else "",
-        error=exchange.error,
+    answer, attempt, body, path = exchange.answer, exchange.attempt, exchange.body, exchange.request.path
+    pair, started, error = None if attempt is None else attempt.pair, exchange.started, exchange.error
+    return AccessRecord(  # by position: names would take a microsecond
+        datetime.now(UTC),
+        exchange.id,
+        exchange.client.address,
+        _ROUTES.get(path) or path.decode("latin-1"),
+        model,
+        status,
+        _outcome(exchange, status) if error else "ok",
+        int((now - started) * 1e6) / 1e3,
+        error and error[:MAX_TEXT],
+        exchange.key.name if exchange.key is not None else "",
+        pair.prefill.key if pair is not None and pair.prefill is not None else "",
+        pair.decode.key if pair is not None else "",
+        pair.protocol.name if pair is not None else "",
+        exchange.attempts,
+        exchange.resumes,
+        body.stream,
+        body.tokens,
+        tokens,
+        exchange.cached,
+        int(exchange.queued * 1e6) / 1e3,
+        int((answer.first - started) * 1e6) / 1e3 if answer.first else None,
+        answer.size,
     )
 
 
