@@ -20,6 +20,7 @@ from pdctl.router.figures.metrics import InstanceFigures, Metrics, ModelNames
 from pdctl.router.figures.tracing import make_tracer
 from pdctl.router.requests.admission import Admission
 from pdctl.router.requests.exchange import Exchange
+from pdctl.router.requests.report import Reports
 from pdctl.router.requests.selection import Selector
 from pdctl.router.routes import Routes
 from pdctl.router.settings import FixedInstance, Settings
@@ -51,6 +52,7 @@ class Router:
         self.usage = _usage(settings, shared, self.bus.worker)
         self._tls = server_context(settings.certificate, settings.private_key)
         self.access_log = AccessLog(settings.access_log) if settings.access_log is not None else None
+        self.reports = Reports(self)
         self.tracing = make_tracer(settings.otlp_endpoint)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
@@ -113,6 +115,7 @@ class Router:
         self.admission.close()
         for instance in self.registry.instances.values():
             instance.pool.close()
+        self.reports.tell()
         if self.access_log is not None:
             self.access_log.close()
         if self.tracing is not None:
@@ -128,6 +131,7 @@ class Router:
 
     def figures(self) -> list[InstanceFigures]:
         """What is known of the engines; sets the gauges, too."""
+        self.reports.tell()
         metrics = self.metrics
         metrics.requests_in_flight.value = len(self.in_flight)
         metrics.client_connections.value = len(self.server.clients)

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from pdctl.router.app import Router
+from pdctl.router.figures.metrics import Metrics
 from pdctl.router.listener import bind
 from pdctl.router.settings import Limits, Settings
 
@@ -172,6 +173,12 @@ class Running:
     router: Router
     port: int
     http: httpx.AsyncClient
+
+    @property
+    def metrics(self) -> Metrics:
+        """The figures, those of requests that are just over included."""
+        self.router.reports.tell()
+        return self.router.metrics
 
     async def register(self, role: str, mock: MockEngine, **fields: object) -> httpx.Response:
         payload = {"role": role, "host_ip": "127.0.0.1", "port": mock.port, "transfer_protocol": ["ipc"], "model": "m"}

@@ -166,7 +166,7 @@ async def test_requests_are_served_in_their_order_when_there_is_room():
         assert order == ["a", "b", "c"]
         assert [(await task).status_code for task in (f.first, *tasks)] == [200] * 4
         await f.at.idle()
-        assert f.at.router.metrics.queue.total > 0
+        assert f.at.metrics.queue.total > 0
 
 
 async def test_a_client_that_comes_back_at_once_does_not_overtake():
@@ -196,7 +196,7 @@ async def test_a_full_queue_refuses():
         assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
         assert message(response) == "every engine is full, and so is the queue"
         assert int(response.headers["retry-after"]) > 0
-        assert f.at.router.metrics.queue_rejected["m", "full"] == 1
+        assert f.at.metrics.queue_rejected["m", "full"] == 1
         await serve(f.turn)
         await serve(await f.mixed.turn())
         assert (await waiting).status_code == 200
@@ -214,7 +214,7 @@ async def test_waiting_has_an_end():
         assert response.status_code == 429
         assert message(response) == "every engine is full, and none became free in time"
         assert int(response.headers["retry-after"]) > 0
-        assert f.at.router.metrics.queue_rejected["m", "timeout"] == 1
+        assert f.at.metrics.queue_rejected["m", "timeout"] == 1
         assert f.at.router.admission.depths == {}
         await serve(f.turn)
         await f.first
@@ -234,8 +234,8 @@ async def test_a_client_that_leaves_while_it_waits_leaves_its_place():
         assert (await task).status_code == 200
         await f.at.idle()
         assert f.mixed.turns.empty()
-        assert f.at.router.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
-        assert not f.at.router.metrics.queue_rejected, "it was not given up once more"
+        assert f.at.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
+        assert not f.at.metrics.queue_rejected, "it was not given up once more"
 
 
 async def test_the_requests_own_time_runs_on_in_the_queue():
@@ -247,7 +247,7 @@ async def test_the_requests_own_time_runs_on_in_the_queue():
         assert response.status_code == 504
         assert message(response) == "the queue: waited 60 s for an answer"
         assert f.at.router.admission.depths == {}
-        assert not f.at.router.metrics.queue_rejected
+        assert not f.at.metrics.queue_rejected
 
 
 async def test_a_new_engine_serves_those_who_wait():

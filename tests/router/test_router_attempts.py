@@ -20,7 +20,7 @@ async def test_a_dead_engine_costs_one_retry_and_then_nothing(dead_role: str):
         )
         responses = [await pair.at.post() for _ in range(4)]
         assert [response.status_code for response in responses] == [200] * 4
-        assert pair.at.router.metrics.retries.value == 1
+        assert pair.at.metrics.retries.value == 1
         assert dead.key not in str((await pair.at.http.get("/registered")).json())
         other = pair.prefill if dead_role == "decode" else pair.decode
         ids = [(await other.turn()).json["request_id"] for _ in range(5)]
@@ -37,7 +37,7 @@ async def test_an_abort_names_the_second_attempt_as_its_engines_do():
         pool = pair.at.router.registry.instances[dead.key].pool
         await until(lambda: not pool.idle, "the dead connection to be noticed")
         requests = [asyncio.create_task(pair.at.post(headers={"X-Request-Id": name})) for name in "ab"]
-        await until(lambda: pair.at.router.metrics.retries.value, "the second attempt")
+        await until(lambda: pair.at.metrics.retries.value, "the second attempt")
         turns = {turn.json["request_id"]: turn for turn in [await pair.decode.turn() for _ in requests]}
         [retried] = [request_id for request_id in turns if request_id.endswith("-retry1")]
         abort = asyncio.create_task(
@@ -99,11 +99,11 @@ async def test_so_many_attempts_and_no_more(attempts: int, status: int, retries:
             await until(lambda key=mock.key: not instances[key].pool.idle, "the end to be noticed")
         response = await pair.at.post()
         assert response.status_code == status
-        assert pair.at.router.metrics.retries.value == retries
+        assert pair.at.metrics.retries.value == retries
         if status == 502:
             assert message(response) == f"decode instance {second.url}: Connection refused"
         assert (await pair.at.post()).status_code == 200
-        assert pair.at.router.metrics.retries.value == retries, "the dead ones are known by now"
+        assert pair.at.metrics.retries.value == retries, "the dead ones are known by now"
         await pair.at.idle()
 
 
@@ -141,7 +141,7 @@ async def test_an_error_that_another_engine_may_not_have_is_tried_elsewhere(role
             assert (response.status_code, response.json()) == (200, ANSWER)
             assert response.headers[f"x-router-{role}-url"] == good(pair, role).url
         assert failing.turns.qsize() >= 1
-        assert pair.at.router.metrics.retries.value == failing.turns.qsize()
+        assert pair.at.metrics.retries.value == failing.turns.qsize()
         await pair.at.idle()
 
 
@@ -154,7 +154,7 @@ async def test_an_error_that_is_the_requests_own_is_not_tried_elsewhere(role: st
     async with two_of(role, refuse) as (pair, _):
         statuses = [(await pair.at.post()).status_code for _ in range(2)]
         assert sorted(statuses) == [200, status]
-        assert pair.at.router.metrics.retries.value == 0
+        assert pair.at.metrics.retries.value == 0
         await pair.at.idle()
 
 
@@ -181,7 +181,7 @@ async def test_an_engine_that_drops_is_followed_by_another(role: str):
             response = await pair.at.post()
             assert (response.status_code, response.json()) == (200, ANSWER)
             assert response.headers[f"x-router-{role}-url"] == good(pair, role).url
-        assert pair.at.router.metrics.leg_failures == {(role, "dropped"): dropping.turns.qsize()}
+        assert pair.at.metrics.leg_failures == {(role, "dropped"): dropping.turns.qsize()}
         await pair.at.idle()
 
 

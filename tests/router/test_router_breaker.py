@@ -114,7 +114,7 @@ async def test_an_engine_that_keeps_failing_gets_no_more_requests(bad: OnRequest
         await at.admit("mixed", good)
         for _ in range(20):
             assert (await at.post()).status_code == 200, "each was tried again"
-        assert at.router.metrics.retries.value == 3
+        assert at.metrics.retries.value == 3
         assert state(at, failing) is State.OPEN
         figures = (await at.http.get("/metrics")).text
         assert f'instance_breaker_state{{role="mixed",instance="{failing.key}"}} 2' in figures

@@ -61,7 +61,7 @@ async def test_a_stream_whose_decode_dies_ends_with_an_error_event():
         error = json.loads(data.removeprefix("data: "))["error"]
         assert error["code"] == "decode_failed"
         assert error["message"].startswith(f"decode instance {pair.decode.url}: the connection was ")
-        assert pair.at.router.metrics.broken_streams.value == 1
+        assert pair.at.metrics.broken_streams.value == 1
         await pair.at.idle()
 
 
@@ -72,7 +72,7 @@ async def test_a_broken_answer_is_counted_once():
         turn.drop()
         await read_cut(response)
         await until(lambda: not pair.at.router.server.clients, "the cut connection to be closed")
-        assert pair.at.router.metrics.requests == {(CHAT.encode(), "m", 200): 1}
+        assert pair.at.metrics.requests == {(CHAT.encode(), "m", 200): 1}
 
 
 async def test_a_stream_that_dies_before_its_first_event():
@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_before_its_answer_frees_both_engines():
         request.cancel()
         await asyncio.gather(p.peer_left(), d.peer_left())
         await pair.at.idle()
-        assert pair.at.router.metrics.requests[CHAT.encode(), "m", 499] == 1
+        assert pair.at.metrics.requests[CHAT.encode(), "m", 499] == 1
 
 
 async def test_a_client_that_leaves_its_stream_frees_both_engines():

@@ -25,8 +25,8 @@ async def conversation(data: bytes, methods: tuple[str, ...]) -> tuple[list[Repl
         ):
             answers = replies(await converse(at, pieces), *methods)
             await at.idle()
-            counted = sum(at.router.metrics.requests.values())
-            at.router.metrics.requests.clear()
+            counted = sum(at.metrics.requests.values())
+            at.metrics.requests.clear()
             prompts = seen(mixed)
             assert counted >= len(prompts)
             outcomes.append(([(a.status, a.error if a.status >= 400 else "") for a in answers], prompts))

@@ -264,7 +264,7 @@ def test_streams_that_could_be_resumed_are_the_same_however_they_are_cut():
             [got] = replies(await converse(there.at, [request]), "POST")
             assert got.body == body
             await there.settled()
-            assert there.at.router.metrics.resumes.value == 0
+            assert there.at.metrics.resumes.value == 0
 
         @settings(max_examples=80)
         @given(events(), sizes, cuts, st.sampled_from(["1.1", "1.0"]))

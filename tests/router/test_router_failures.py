@@ -202,7 +202,7 @@ async def test_a_request_that_takes_too_long():
         assert response.status_code == 504
         engines = f"prefill instance {pair.prefill.url} and decode instance {pair.decode.url}"
         assert message(response) == f"{engines}: waited 0.1 s for an answer"
-        assert pair.at.router.metrics.leg_failures == {("prefill", "timeout"): 1, ("decode", "timeout"): 1}
+        assert pair.at.metrics.leg_failures == {("prefill", "timeout"): 1, ("decode", "timeout"): 1}
         await (await pair.prefill.turn()).peer_left()
         await (await pair.decode.turn()).peer_left()
         await pair.at.idle()

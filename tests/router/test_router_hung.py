@@ -57,7 +57,7 @@ async def test_requests_that_wait_for_a_hung_engine_move_to_another():
         await turn.peer_left()
         assert not is_live(at, hung)
         assert "no answer to /health within 0.05 s (2 times in a row)" in at.router.registry.instances[hung.key].reason
-        assert at.router.metrics.leg_failures["mixed", "hung"] == 1
+        assert at.metrics.leg_failures["mixed", "hung"] == 1
         await at.idle()
 
 
@@ -133,7 +133,7 @@ async def test_a_prefill_that_hangs_after_its_decode_has_begun_matters_no_more()
         await turn.end_stream()
         assert (await client.rest(), client.whole) == (ONE + TWO + DONE, True)
         await pair.at.idle()
-        assert pair.at.router.metrics.resumes.value == 0
+        assert pair.at.metrics.resumes.value == 0
 
 
 async def test_a_request_without_an_answer_is_no_failure_while_health_answers():

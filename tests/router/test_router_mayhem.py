@@ -107,7 +107,7 @@ async def test_nothing_is_left_behind(protocol: str):
         seen = {*at.router.registry.instances.values()}
         await asyncio.gather(*(be_a_client(at) for _ in range(CLIENTS)), operate(at, roles, protocol, seen))
         await at.idle()
-        assert sum(at.router.metrics.requests.values()) == CLIENTS * REQUESTS
+        assert sum(at.metrics.requests.values()) == CLIENTS * REQUESTS
         assert at.router.admission.depths == {}
         for instance in {*seen, *at.router.registry.instances.values()}:
             assert (instance.load.requests, instance.load.tokens) == (0, 0)

@@ -63,7 +63,7 @@ async def test_a_stream_that_breaks_within_an_event_goes_on_after_the_last_whole
         await finish(again, TWO, THREE)
         assert (await client.rest(), client.whole) == (WHOLE, True)
         assert client.status == 200
-        assert (d.at.router.metrics.resumes.value, d.at.router.metrics.broken_streams.value) == (1, 0)
+        assert (d.at.metrics.resumes.value, d.at.metrics.broken_streams.value) == (1, 0)
         await d.at.idle()
 
 
@@ -104,7 +104,7 @@ async def test_the_clients_own_fault_is_passed_on_and_ends_the_stream():
         assert (await client.rest(), client.whole) == (ONE + error, True)
         await d.at.idle()
         assert d.second.turns.empty()
-        assert d.at.router.metrics.resumes.value == 0
+        assert d.at.metrics.resumes.value == 0
 
 
 async def test_a_clean_end_without_done_is_a_break():
@@ -147,7 +147,7 @@ async def test_a_resumed_stream_that_breaks_goes_on_once_more():
         await finish(last, THREE)
         await client.head()
         assert (await client.rest(), client.whole) == (WHOLE, True)
-        assert d.at.router.metrics.resumes.value == 2
+        assert d.at.metrics.resumes.value == 2
 
 
 async def test_a_break_before_any_event_starts_anew_and_later_breaks_name_what_was_started():
@@ -241,7 +241,7 @@ async def test_without_an_engine_that_can_go_on_the_client_is_told():
         assert b"no engine could go on with it in time" in body
         assert not client.whole
         await d.at.idle()
-        assert d.at.router.metrics.broken_streams.value == 1
+        assert d.at.metrics.broken_streams.value == 1
 
 
 async def test_a_stream_waits_for_an_engine_that_comes_back():

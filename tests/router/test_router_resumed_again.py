@@ -89,7 +89,7 @@ async def test_decode_that_should_go_on_fails_too(again: list[Handler]) -> None:
         assert tokens(response.text) == [1, 2, 3]
         assert response.text.endswith("data: [DONE]\n\n")
         await deployment.at.idle()
-        assert deployment.at.router.metrics.resumes.value == 2
+        assert deployment.at.metrics.resumes.value == 2
 
 
 @AGAIN
@@ -99,7 +99,7 @@ async def test_prefill_that_should_go_on_fails(again: list[Handler]) -> None:
         response = await deployment.at.post(STREAM)
         assert tokens(response.text) == [1, 2, 3]
         await deployment.at.idle()
-        assert deployment.at.router.metrics.resumes.value == 2
+        assert deployment.at.metrics.resumes.value == 2
 
 
 async def test_refusal_that_no_engine_betters() -> None:
@@ -116,4 +116,4 @@ async def test_refusal_that_no_engine_betters() -> None:
         assert b'"code":"resume_failed"' in told
         assert not told.endswith(b"0\r\n\r\n")
         await deployment.at.idle()
-        assert deployment.at.router.metrics.resumes.value == 1
+        assert deployment.at.metrics.resumes.value == 1

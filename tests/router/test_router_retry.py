@@ -36,7 +36,7 @@ class Some:
 
     @property
     def retries(self) -> float:
-        return self.at.router.metrics.retries.value
+        return self.at.metrics.retries.value
 
 
 @asynccontextmanager
@@ -150,7 +150,7 @@ async def test_an_answer_that_has_begun_is_not_tried_again():
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
         )
         assert (s.asked, s.retries) == ([1, 0], 0)
-        assert s.at.router.metrics.broken_streams.value == 1
+        assert s.at.metrics.broken_streams.value == 1
         await s.at.idle()
 
 

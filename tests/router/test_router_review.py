@@ -158,7 +158,7 @@ async def test_what_ends_after_an_engine_was_removed_leaves_no_figures():
         assert (await pair.at.http.delete(f"/instances/{pair.decode.key}")).status_code == 200
         await turn.answer({})
         assert (await request).status_code == 200
-        metrics = pair.at.router.metrics
+        metrics = pair.at.metrics
         for family in (metrics.pairs, metrics.prefill_seconds, metrics.decode_seconds):
             assert not [labels for labels in family if pair.decode.key in labels]
 
@@ -169,12 +169,12 @@ async def test_figures_tell_waiting_from_the_routers_own_time():
         first = asyncio.create_task(at.post())
         turn = await mixed.turn()
         assert (await at.post()).status_code == 429
-        metrics = at.router.metrics
+        metrics = at.metrics
         assert metrics.queue.total >= 0.2
         assert sum(metrics.added_latency.counts) == 0, "no leg was sent for it"
         await turn.answer({})
         await first
-        assert sum(metrics.added_latency.counts) == 1
+        assert sum(at.metrics.added_latency.counts) == 1
         assert 0 < metrics.added_latency.total < 0.2
 
 
@@ -184,10 +184,10 @@ async def test_a_long_answer_that_is_no_stream_has_no_time_between_tokens():
         request = asyncio.create_task(at.post())
         turn = await mixed.turn()
         await turn.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 4\r\n\r\n{ ")
-        await until(lambda: at.router.metrics.ttft or any(x.answer.first for x in at.router.in_flight.values()), "it")
+        await until(lambda: at.metrics.ttft or any(x.answer.first for x in at.router.in_flight.values()), "it")
         await turn.send(b" }")
         assert (await request).json() == {}
-        assert sum(at.router.metrics.itl.counts) == 0
+        assert sum(at.metrics.itl.counts) == 0
 
 
 class Unwanted(Call):

@@ -135,7 +135,7 @@ async def test_a_stream_that_goes_on_elsewhere_is_held_back_there_too():
             await until(lambda: held(at) and held(at)[0] > BUFFER, "the router's buffer to be full")
             first = a if a.turns.qsize() else b
             first.health_status = 500
-            await until(lambda: at.router.metrics.resumes.value, "the stream to go on elsewhere")
+            await until(lambda: at.metrics.resumes.value, "the stream to go on elsewhere")
             most = await most_held(at, 0.3)
             received = await read_on(sock)
         assert most <= BUFFER + 2 * READ + 2 * len(BLOCK), f"the router holds {most} bytes"  # a read of each engine

@@ -23,7 +23,7 @@ async def test_the_only_engine_of_its_role_is_tried_with_another_peer(lonely: st
             for _ in range(2):  # one of these comes to the dead engine
                 response = await pair.at.post()
                 assert (response.status_code, response.json()) == (200, ANSWER)
-            assert pair.at.router.metrics.retries.value == 1
+            assert pair.at.metrics.retries.value == 1
             await pair.at.idle()
 
 

@@ -118,7 +118,7 @@ async def test_logprobs_of_the_prompt_are_the_decodes_own_work_and_counted():
         assert "x-router-prefill-url" not in response.headers
         assert (await pair.decode.turn()).json == PROMPT | {"prompt_logprobs": 1}
         assert pair.prefill.turns.empty()
-        assert pair.at.router.metrics.fallbacks["prompt_logprobs"] == 1
+        assert pair.at.metrics.fallbacks["prompt_logprobs"] == 1
 
 
 async def break_body(turn: Turn) -> None:
@@ -141,7 +141,7 @@ async def test_a_prefill_that_fails_is_followed_by_another(bad: OnRequest):
         response = await pair.at.post()
         assert response.status_code == 200
         assert response.headers["x-router-prefill-url"] == other.url
-        assert pair.at.router.metrics.retries.value == pair.prefill.turns.qsize() == 1
+        assert pair.at.metrics.retries.value == pair.prefill.turns.qsize() == 1
         assert pair.decode.turns.qsize() == 1, "none after a failed prefill"
         await pair.at.idle()
 
@@ -202,10 +202,10 @@ async def test_a_fallback_of_a_failed_attempt_is_not_the_answers():
     async with nixl(on_prefill=forget_once, on_decode=fail) as pair, engine() as other:
         await pair.at.admit("decode", other, protocol="vllm-nixl")
         response = await pair.at.post()
-        assert pair.at.router.metrics.retries.value == 1
+        assert pair.at.metrics.retries.value == 1
         assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
         assert "x-router-fallback" not in response.headers
-        assert pair.at.router.metrics.fallbacks["no_kv_transfer_params"] == 1
+        assert pair.at.metrics.fallbacks["no_kv_transfer_params"] == 1
 
 
 # The client leaves.
@@ -213,7 +213,7 @@ async def test_a_fallback_of_a_failed_attempt_is_not_the_answers():
 
 def gone(at: Running) -> bool:
     """Whether the router knows that the client has left."""
-    return at.router.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
+    return at.metrics.requests[b"/v1/chat/completions", "m", 499] == 1
 
 
 async def released(pair: Split) -> None:

@@ -11,7 +11,6 @@ from pdctl.router.requests.attempt import Attempt
 from pdctl.router.requests.body import Body
 from pdctl.router.requests.engine_search import EngineSearch
 from pdctl.router.requests.legs import Leg
-from pdctl.router.requests.report import report
 from pdctl.router.requests.resume import ResumableStream
 from pdctl.router.requests.selection import Choice, EnginesFullError, Pin, SelectionError
 
@@ -361,7 +360,7 @@ class Exchange:
         self._report(status)
 
     def _report(self, status: int) -> None:
-        report(self, status)
+        self.router.reports.add(self, status)
         self._reported = True
         self._let_go()
 

@@ -132,5 +132,5 @@ def _refuse(
     if request_id:
         headers += b"%b: %b\r\n" % (REQUEST_ID, request_id.encode())
     if router.access_log is not None:
-        router.access_log.write(refusal(request, client, request_id, model, error.status, str(error)))
+        router.access_log.write([refusal(request, client, request_id, model, error.status, str(error))])
     client.error(error.status, str(error), code=error.code, headers=headers)

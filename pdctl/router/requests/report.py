@@ -1,13 +1,21 @@
-"""What is told of a request at its end: figures, a line in the access log, its key's consumption."""
+"""What is told of requests that are over: figures, lines in the access log, traces, their keys' consumption.
 
+Requests are told of in batches: memory and code that one request after the other touches are cold each time, and cost
+several times as much.
+"""
+
+import asyncio
 import logging
+import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pdctl.router.figures.access_log import MAX_TEXT, AccessRecord
 from pdctl.router.figures.metrics import CLIENT_LEFT
 
 if TYPE_CHECKING:
+    from pdctl.router.app import Router
+    from pdctl.router.engines.pairs import Pair
     from pdctl.router.messages import Request
     from pdctl.router.requests.answer import Receiver
     from pdctl.router.requests.exchange import Exchange
@@ -15,32 +23,56 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ROUTES = {path.encode(): path for path in ("/v1/chat/completions", "/v1/completions")}
+_BATCH = 32  # requests
+_LARGE = 64 * 1024  # bytes of a request and its answer that are not kept for long
+_DELAY = 0.1  # seconds
 
 
-def report(exchange: "Exchange", status: int) -> None:
-    """Count a request that is over, and log it."""
-    router, answer = exchange.router, exchange.answer
-    metrics, model = router.metrics, exchange.model
-    now = router.now()
-    metrics.finished(exchange.request.path, model, status, now - exchange.started)
-    if exchange.attempts:
-        metrics.added_latency.observe(exchange.added)
-    metrics.queue.observe(exchange.queued)
-    if answer.first:
-        metrics.ttft[model].observe(answer.first - exchange.started)
-    tokens = answer.completion_tokens
-    if exchange.key is not None and tokens is not None and router.usage is not None:
-        router.usage.spend(exchange.key, tokens)
-    if exchange.trace is not None:
-        ttft = answer.first - exchange.started if answer.first else None
-        exchange.trace.end(
-            status, prompt_tokens=exchange.body.tokens, completion_tokens=tokens, ttft=ttft, error=exchange.error
-        )
-    if router.access_log is not None:
-        router.access_log.write(_record(exchange, status, model, now, tokens))
-    if log.isEnabledFor(logging.DEBUG):
-        engines = "no engine" if exchange.attempt is None else exchange.attempt.pair.name
-        log.debug("request %s: %s: %d in %.3f s", exchange.id, engines, status, now - exchange.started)
+class Over(NamedTuple):
+    """A request that is over."""
+
+    exchange: "Exchange"
+    status: int
+    at: float  # the router's time
+    pair: "Pair | None"  # that it was sent to last
+    client: str
+
+
+class Reports:
+    """Requests that are over and not told of yet: 32 of them, for a tenth of a second, at most."""
+
+    def __init__(self, router: "Router") -> None:
+        self._router = router
+        self._loop = asyncio.get_running_loop()
+        self._over: list[Over] = []
+        self._due: asyncio.Handle | None = None
+
+    def add(self, exchange: "Exchange", status: int) -> None:
+        """A request is over. What others wait for, its key's limits and its trace, does not wait for the batch."""
+        attempt, now = exchange.attempt, self._router.now()
+        pair = None if attempt is None else attempt.pair
+        if exchange.key is not None or exchange.trace is not None:
+            _settle(self._router, exchange, status)
+        self._over.append(Over(exchange, status, now, pair, exchange.client.address))
+        if len(self._over) == _BATCH or len(exchange.body.opened) + exchange.answer.size > _LARGE:
+            self._expect(self._loop.call_soon(self.tell))
+        elif self._due is None:
+            self._due = self._loop.call_later(_DELAY, self.tell)
+
+    def tell(self) -> None:
+        """Tell of all that are over."""
+        self._expect(None)
+        over, self._over = self._over, []
+        for one in over:
+            _count(self._router, one)
+        if over and self._router.access_log is not None:
+            clock = time.time() - self._router.now()
+            self._router.access_log.write([_record(one, clock) for one in over])
+
+    def _expect(self, due: asyncio.Handle | None) -> None:
+        if self._due is not None:
+            self._due.cancel()
+        self._due = due
 
 
 def refusal(
@@ -60,18 +92,44 @@ def refusal(
     )
 
 
-def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: int | None) -> AccessRecord:
-    answer, attempt, body, path = exchange.answer, exchange.attempt, exchange.body, exchange.request.path
-    pair, started, error = None if attempt is None else attempt.pair, exchange.started, exchange.error
+def _settle(router: "Router", exchange: "Exchange", status: int) -> None:
+    answer, tokens = exchange.answer, exchange.answer.completion_tokens
+    if exchange.key is not None and tokens is not None and router.usage is not None:
+        router.usage.spend(exchange.key, tokens)
+    if exchange.trace is not None:
+        ttft = answer.first - exchange.started if answer.first else None
+        exchange.trace.end(
+            status, prompt_tokens=exchange.body.tokens, completion_tokens=tokens, ttft=ttft, error=exchange.error
+        )
+
+
+def _count(router: "Router", over: Over) -> None:
+    exchange, status, at, pair, _ = over
+    metrics, model, seconds = router.metrics, exchange.model, at - exchange.started
+    metrics.finished(exchange.request.path, model, status, seconds)
+    if exchange.attempts:
+        metrics.added_latency.observe(exchange.added)
+    metrics.queue.observe(exchange.queued)
+    if exchange.answer.first:
+        metrics.ttft[model].observe(exchange.answer.first - exchange.started)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("request %s: %s: %d in %.3f s", exchange.id, pair.name if pair else "no engine", status, seconds)
+
+
+def _record(over: Over, clock: float) -> AccessRecord:
+    """The line of a request; `clock` is what the router's time lacks of the time of day."""
+    exchange, status, at, pair, client = over
+    answer, body, path = exchange.answer, exchange.body, exchange.request.path
+    started, error = exchange.started, exchange.error
     return AccessRecord(  # by position: names would take a microsecond
-        datetime.now(UTC),
+        datetime.fromtimestamp(clock + at, UTC),
         exchange.id,
-        exchange.client.address,
+        client,
         _ROUTES.get(path) or path.decode("latin-1"),
-        model,
+        exchange.model,
         status,
         _outcome(exchange, status) if error else "ok",
-        int((now - started) * 1e6) / 1e3,
+        int((at - started) * 1e6) / 1e3,
         error and error[:MAX_TEXT],
         exchange.key.name if exchange.key is not None else "",
         pair.prefill.key if pair is not None and pair.prefill is not None else "",
@@ -81,7 +139,7 @@ def _record(exchange: "Exchange", status: int, model: str, now: float, tokens: i
         exchange.resumes,
         body.stream,
         body.tokens,
-        tokens,
+        answer.completion_tokens,
         exchange.cached,
         int(exchange.queued * 1e6) / 1e3,
         int((answer.first - started) * 1e6) / 1e3 if answer.first else None,
