@@ -7,7 +7,7 @@ import yaml
 
 from pdctl.deployment.models import Load
 from pdctl.errors import TopologyError
-from pdctl.profiles import LoadName, fill, load_profile
+from pdctl.profiles import LoadName, Port, fill, load_profile
 
 BUILT_IN = Path(__file__).parents[1] / "profiles"
 
@@ -53,9 +53,27 @@ def test_no_such_profile_file():
         ({"roles": {"prefil": {"ports": {"api": "reported"}}}}, "roles.prefil: expected one of 'prefill', "),
         (
             {"roles": {"mixed": {"ports": {"api": 0}}}},
-            "roles.mixed.ports.api: expected one of 'reported' or 'chosen', ",
+            "roles.mixed.ports.api.kind: expected one of 'reported', 'chosen' or 'given', ",
         ),
         ({"roles": {"mixed": {"ports": {}}}}, "roles.mixed.ports: must have api, the port of the HTTP API"),
+        ({"roles": {"mixed": {"ports": {"api": "given"}}}}, "roles.mixed.ports: must have api, "),
+        (
+            {"roles": {"mixed": {"ports": {"api": {"kind": "chosen", "per": "rnk"}}}}},
+            "roles.mixed.ports.api.per: expected one of 'engine' or 'rank', got text 'rnk'",
+        ),
+        ({"command": ["run", ["--a", "{nic}"]]}, "unknown placeholder {nic} of role prefill, did you mean 'nics'?"),
+        ({"command": ["run", []]}, "command[1]: must have at least 1 item(s), got a list"),
+        (
+            {"command": ["run", "--nics", "{nics}"]},
+            '{nics} of role prefill can be missing: put it in a list with its flag, [--flag, "{nics}"]',
+        ),
+        (
+            {
+                "command": ["run"],
+                "roles": {"mixed": {"args": ["--x", "{port.x}"], "ports": {"api": "chosen", "x": "given"}}},
+            },
+            "{port.x} of role mixed can be missing: ",
+        ),
         (
             {"command": ["run"], "roles": {"mixed": {"args": ["{port.rdma0}"], "ports": {"api": "reported"}}}},
             "unknown placeholder {port.rdma0} of role mixed, did you mean 'port.api'?",
@@ -91,13 +109,28 @@ def test_load_names_are_those_of_the_status():
 
 def test_filling_leaves_other_braces_alone():
     template = '{model} {"kv": "{role}"} {} {Upper}'
-    assert fill(template, {"model": "{role}", "role": "x"}) == '{role} {"kv": "x"} {} {Upper}'
+    assert fill([template], {"model": "{role}", "role": "x"}) == ['{role} {"kv": "x"} {} {Upper}']
+
+
+def test_what_belongs_together_is_left_out_together():
+    assert fill(["--nics", "{role}:{nics}"], {"role": "x", "nics": "a,b"}) == ["--nics", "x:a,b"]
+    assert fill(["--nics", "{role}:{nics}"], {"role": "x"}) == []
+
+
+def test_an_argument_is_one_or_a_list(tmp_path: Path):
+    profile = load_profile(write(tmp_path, command=["run", 5, ["--nics", "{nics}"], ["--nics={nics}"]]))
+    assert profile.command == (("run",), ("5",), ("--nics", "{nics}"), ("--nics={nics}",))
 
 
 def test_a_port_of_any_purpose_is_filled(tmp_path: Path):
     role = {"args": ["{port.rdma_0}"], "ports": {"api": "reported", "rdma_0": "chosen"}}
     (argument,) = load_profile(write(tmp_path, command=["run"], roles={"mixed": role})).roles["mixed"].args
-    assert fill(argument, {"port.rdma_0": "7"}) == "7"
+    assert fill(argument, {"port.rdma_0": "7"}) == ["7"]
+
+
+@pytest.mark.parametrize(("per", "count"), [("engine", 1), ("rank", 4)])
+def test_how_many_ports_there_are(per: str, count: int):
+    assert Port(kind="chosen", per=per).count(ranks=4) == count
 
 
 def test_dollars_in_a_profile_stay(tmp_path: Path):

@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-_GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used")
+from pdctl.agent.sysfs_nics import read_nics
+from pdctl.agent.sysfs_pci import pci_address, read_gpu_places
+
+_GPU_FIELDS = ("index", "uuid", "name", "memory.total", "memory.used", "pci.bus_id")
 _USER_FIELDS = ("gpu_uuid", "pid", "process_name")
 NVIDIA_SMI_TIMEOUT_S = 10.0
 _LISTEN = "0A"  # the state in /proc/net/tcp
 
 
-def probe(folder: Path, ports: List[int]) -> Dict[str, Any]:
+def probe(folder: Path, ports: List[int], *, sysfs: Path = Path("/sys"), dev: Path = Path("/dev")) -> Dict[str, Any]:
     """The inventory of this host, as pdctl/planning/inventory.py reads it. ``folder``: where the state will be."""
     holders = {port: _holder(port) for port in ports}
     gpus, gpu_problem = _gpus()
@@ -28,6 +31,9 @@ def probe(folder: Path, ports: List[int]) -> Dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "gpus": gpus,
         "gpu_problem": gpu_problem,
+        "gpu_places": read_gpu_places(sysfs),
+        "nics": read_nics(sysfs, dev),
+        "nics_in_environment": os.environ.get("KVCACHE_RDMA_NICS"),
         "taken_ports": {port: holder for port, holder in holders.items() if holder is not None},
         "python": sys.executable,
         "free_disk_bytes": shutil.disk_usage(_existing(folder)).free,
@@ -60,13 +66,14 @@ def _gpu(line: str) -> Dict[str, Any]:
     fields = [field.strip() for field in line.split(",")]
     if len(fields) != len(_GPU_FIELDS) or not fields[0].isdigit():
         raise ValueError(f"wrote what is not understood: {line[:80]!r}")
-    index, uuid, name, total, used = fields
+    index, uuid, name, total, used, bus_id = fields
     return {
         "index": int(index),
         "uuid": uuid,
         "name": name,
         "memory_total_mb": _megabytes(total),
         "memory_used_mb": _megabytes(used),
+        "pci": pci_address(bus_id),
     }
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "logs": "Show what a deployment's processes wrote.",
     "down": "Drain and stop a deployment.",
     "plan": "Show what `up` would start, and change nothing.",
+    "nics": "Show the RDMA NICs of a host and those nearest to each GPU.",
     "bench": "Measure a running deployment under load.",
     "init": "Write a topology file that fits this machine.",
     "schema": "Print the JSON Schema of the topology file.",

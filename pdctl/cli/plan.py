@@ -16,7 +16,7 @@ def plan(
     name: Annotated[str | None, typer.Option(help="The deployment's name, instead of the topology's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Show what `up` would start: every process with its command line, environment, ports and GPUs.
+    """Show what `up` would start: every process with its command line, environment, ports, GPUs and NICs.
 
     Nothing is started or changed. Values of variables and flags that are named like secrets are hidden.
     """
@@ -52,12 +52,12 @@ def _table(plan: "Plan") -> "Table":
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for header in ("process", "host", "address", "ports", "gpus"):
+    for header in ("process", "host", "address", "ports", "gpus", "nics"):
         table.add_column(header)
     for process in plan.processes:
         ports = ", ".join(f"{purpose} {port or '(any free)'}" for purpose, port in process.ports.items())
         gpus = ", ".join(map(str, process.gpus)) or "-"
-        table.add_row(process.name, process.host, process.address, ports, gpus)
+        table.add_row(process.name, process.host, process.address, ports, gpus, ", ".join(process.nics) or "-")
     return table
 
 

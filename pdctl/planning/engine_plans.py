@@ -3,13 +3,13 @@
 import re
 from collections import Counter
 
-from pdctl.errors import PlanError
 from pdctl.planning.inventory import Inventory
+from pdctl.planning.nics import NICS_VARIABLE, EngineNics, engine_nics
 from pdctl.planning.plan import HostPlan, ProcessPlan
+from pdctl.planning.ports import PortPicker, named_ports
 from pdctl.profiles import EngineRole, Profile, fill
 from pdctl.topology.models import Argument, EngineGroup, Topology
 
-CHOSEN_PORTS = range(20000, 20512)  # below those that Linux gives out by itself
 _NUMBER = re.compile(r"-[0-9.]+(e[-+]?[0-9]+)?")  # a value, although it begins as a flag does
 
 
@@ -30,18 +30,19 @@ class EnginePlanner:
         self._hosts = hosts
         self._inventories = inventories
         self._router = router
-        self._taken = {name: set(inventory.taken_ports) for name, inventory in inventories.items()}
-        self._taken[topology.router.host].add(topology.router.port)
+        self._ports = PortPicker(topology, inventories)
         self._count: Counter[EngineRole] = Counter()
         self._on_host = Counter(group.host for _, _, group in topology.groups() for _ in range(group.replicas))
 
     def plan(self, role: EngineRole, group: EngineGroup, gpus: tuple[int, ...]) -> ProcessPlan:
         """Plan the next engine of a role."""
         profile, role_profile = self._profile, self._profile.roles[role]
-        ports = {purpose: self._port(group.host, kind) for purpose, kind in role_profile.ports.items()}
-        values = self._values(role, group, gpus, ports)
-        argv = [fill(template, values) for template in (*profile.command, *role_profile.args)]
-        env = {name: fill(template, values) for name, template in {**profile.env, **role_profile.env}.items()}
+        ports = self._ports.pick(group, role_profile)
+        nics = engine_nics(self._inventories[group.host], gpus, group.env.get(NICS_VARIABLE))
+        values = self._values(role, group, gpus) | _port_values(ports) | _nic_values(nics)
+        argv = [argument for templates in profile.arguments(role) for argument in fill(templates, values)]
+        templates = {**profile.env, **role_profile.env}
+        env = {name: value for name, template in templates.items() for value in fill([template], values)}
         number = self._count[role]
         self._count[role] += 1
         return ProcessPlan(
@@ -51,16 +52,15 @@ class EnginePlanner:
             address=self._hosts[group.host].address,
             argv=tuple(with_args(argv, group.args)),
             env={**env, **group.env},
-            ports=ports,
+            ports=named_ports(ports),
             gpus=gpus,
+            nics=nics.devices,
             readiness=profile.readiness,
             stop_grace_s=profile.stop_grace_s,
             metrics=dict(profile.metrics.items()),
         )
 
-    def _values(
-        self, role: EngineRole, group: EngineGroup, gpus: tuple[int, ...], ports: dict[str, int]
-    ) -> dict[str, str]:
+    def _values(self, role: EngineRole, group: EngineGroup, gpus: tuple[int, ...]) -> dict[str, str]:
         host, inventory = self._hosts[group.host], self._inventories[group.host]
         return {
             "python": host.python or inventory.python,
@@ -72,18 +72,15 @@ class EnginePlanner:
             "gpus": ",".join(map(str, gpus)),
             "tp": str(group.tp),
             "threads": str(max(1, inventory.cpus // self._on_host[group.host])),
-            **{f"port.{purpose}": str(port) for purpose, port in ports.items()},
         }
 
-    def _port(self, host: str, kind: str) -> int:
-        if kind == "reported":
-            return 0
-        taken = self._taken[host]
-        port = next((port for port in CHOSEN_PORTS if port not in taken), None)
-        if port is None:
-            raise PlanError(f"hosts.{host}: no port from {CHOSEN_PORTS[0]} to {CHOSEN_PORTS[-1]} is free")
-        taken.add(port)
-        return port
+
+def _port_values(ports: dict[str, list[int]]) -> dict[str, str]:
+    return {f"port.{purpose}": ",".join(map(str, numbers)) for purpose, numbers in ports.items()}
+
+
+def _nic_values(nics: EngineNics) -> dict[str, str]:
+    return {"nics": nics.text, "ucx_net_devices": nics.ucx} if nics.devices else {}
 
 
 def with_args(argv: list[str], args: dict[str, Argument]) -> list[str]:

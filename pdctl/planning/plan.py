@@ -1,4 +1,4 @@
-"""The plan: every command line, environment, port and GPU of a deployment, as a plain value."""
+"""The plan: every command line, environment, port, GPU and NIC of a deployment, as a plain value."""
 
 from typing import Literal
 
@@ -36,6 +36,7 @@ class ProcessPlan(BaseModel):
     env: dict[str, str] = {}  # added to the agent's environment
     ports: dict[str, int] = {}  # by purpose; 0: the process binds a free one and reports it
     gpus: tuple[int, ...] = ()
+    nics: tuple[str, ...] = ()  # the RDMA devices that it is told to use
     readiness: Readiness = Readiness()
     stop_grace_s: float = 10.0
     metrics: dict[str, str] = {}  # common load name -> the metric's name on the process's metrics port

@@ -1,10 +1,11 @@
 """Topology + profile + inventories -> Plan. Pure: equal inputs give an equal plan."""
 
 from pdctl.errors import PlanError
-from pdctl.planning.engine_plans import CHOSEN_PORTS, EnginePlanner, with_args
+from pdctl.planning.engine_plans import EnginePlanner, with_args
 from pdctl.planning.gpus import assign_gpus
 from pdctl.planning.inventory import Inventory
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan
+from pdctl.planning.ports import CHOSEN_PORTS, check_given_ports
 from pdctl.profiles import Profile, Readiness
 from pdctl.topology.models import EVERY_ADDRESS, Topology
 
@@ -16,6 +17,7 @@ _STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining
 def make_plan(topology: Topology, profile: Profile, inventories: dict[str, Inventory]) -> Plan:
     """Plan every process. `inventories` has each host of `ports_to_probe`; raises PlanError for what cannot be."""
     _refuse_unsupported(topology, profile)
+    check_given_ports(topology, profile)
     hosts = _plan_hosts(topology, inventories)
     router = _plan_router(topology, hosts, inventories)
     planner = EnginePlanner(topology, profile, hosts, inventories, router=_router_address(topology, hosts))

@@ -11,12 +11,13 @@ import pytest
 from pdctl.agent import probe as probe_module
 from pdctl.agent.probe import probe
 from pdctl.planning.inventory import Inventory
+from tests.agent.sysfs_trees import hgx_h100
 
 SMI = """#!/bin/sh
 case "$1" in
 --query-gpu=*)
-    echo "0, GPU-aaa, NVIDIA H200, 143771, 12"
-    echo "1, GPU-bbb, NVIDIA GB10, [N/A], [N/A]";;
+    echo "0, GPU-aaa, NVIDIA H200, 143771, 12, 00000000:1D:00.0"
+    echo "1, GPU-bbb, NVIDIA GB10, [N/A], [N/A], [N/A]";;
 *)
     echo "GPU-aaa, 77, /usr/bin/python3, with a comma"
     echo "GPU-aaa, 78, [Not Found]";;
@@ -80,6 +81,7 @@ def test_gpus_as_nvidia_smi_tells_them(tmp_path: Path, nvidia_smi: Callable[[str
     assert (first.index, first.uuid, first.name) == (0, "GPU-aaa", "NVIDIA H200")
     assert (first.memory_total_mb, first.memory_used_mb) == (143771, 12)
     assert second.memory_total_mb == 0
+    assert (first.pci, second.pci) == ("0000:1d:00.0", None)
     assert first.users == ("pid 77 (python3, with a comma)", "pid 78 ([Not Found])")
     assert second.users == ()
 
@@ -104,6 +106,16 @@ def test_a_tool_that_fails_is_no_gpu_and_a_reason(
 
 
 def test_gpus_whose_users_are_not_told(tmp_path: Path, nvidia_smi: Callable[[str], None]) -> None:
-    nvidia_smi("#!/bin/sh\ncase $1 in --query-gpu*) echo 0, GPU-a, H200, 9, 9;; *) exit 1;; esac\n")
+    nvidia_smi("#!/bin/sh\ncase $1 in --query-gpu*) echo 0, GPU-a, H200, 9, 9, 00000000:00:06.0;; *) exit 1;; esac\n")
     (gpu,) = Inventory.model_validate(probe(tmp_path, [])).gpus
     assert (gpu.memory_used_mb, gpu.users) == (9, ())
+
+
+def test_nics_and_where_the_gpus_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = hgx_h100(tmp_path)
+    monkeypatch.setenv("KVCACHE_RDMA_NICS", "mlx5_3")
+    inventory = Inventory.model_validate(probe(tmp_path, [], sysfs=tree.sys, dev=tree.dev))
+    assert (len(inventory.nics), inventory.nics_in_environment) == (12, "mlx5_3")
+    assert inventory.gpu_places[0].path == (
+        *("pci0000:15", "0000:15:01.0", "0000:16:00.0", "0000:17:01.0", "0000:1d:00.0"),
+    )
