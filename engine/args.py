@@ -10,6 +10,8 @@ _Item = TypeVar("_Item")
 SplitwiseRole = Literal["prefill", "decode", "mixed"]
 DType = Literal["auto", "bfloat16", "float32"]
 
+TRANSFER_PROTOCOLS = ("ipc", "rdma", "tcp")
+
 _ONE_PROCESS = "this engine is one process and has no such queue"
 
 
@@ -24,9 +26,11 @@ class EngineArgs:
     port: int = 8000  # 0: any free one, as for the other ports
     metrics_port: int = 0
     pd_comm_port: int = 0
+    rdma_comm_port: int = 0
     role: SplitwiseRole = "mixed"
     router: str | None = None  # "host:port"
-    transfer_protocols: tuple[str, ...] = ("ipc",)
+    transfer_protocols: tuple[str, ...] = TRANSFER_PROTOCOLS  # the best first
+    kv_checksum: bool = False
     max_model_len: int | None = None  # None: the model's own
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -55,9 +59,11 @@ def _engine_args(options: argparse.Namespace) -> EngineArgs:
         port=options.port,
         metrics_port=options.metrics_port,
         pd_comm_port=options.pd_comm_port[0] if options.pd_comm_port else 0,
+        rdma_comm_port=options.rdma_comm_ports[0] if options.rdma_comm_ports else 0,
         role=options.splitwise_role,
         router=options.router,
         transfer_protocols=tuple(options.cache_transfer_protocol),
+        kv_checksum=options.kv_checksum,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
         max_num_batched_tokens=options.max_num_batched_tokens,
@@ -76,10 +82,6 @@ def _unbuilt(options: argparse.Namespace) -> str | None:
         return "--data-parallel-size: only 1 is built; start more engines behind the router"
     if options.quantization is not None:
         return "--quantization: not built; the weights run in the types of their files (GGUF files may be quantized)"
-    if "rdma" in options.cache_transfer_protocol:
-        return "--cache-transfer-protocol: rdma is not built; use ipc (shared memory, both engines on one host)"
-    if options.rdma_comm_ports is not None:
-        return "--rdma-comm-ports: rdma is not built; leave the flag out"
     if options.engine_worker_queue_port is not None:
         return f"--engine-worker-queue-port: {_ONE_PROCESS}; leave the flag out"
     if options.cache_queue_port is not None:
@@ -89,16 +91,22 @@ def _unbuilt(options: argparse.Namespace) -> str | None:
 
 def _inconsistent(options: argparse.Namespace) -> str | None:
     """Name the first choice that contradicts another."""
-    pd_ports = options.pd_comm_port or []
+    pd_ports, data_ports = options.pd_comm_port or [], options.rdma_comm_ports or []
+    ranks = options.data_parallel_size * options.tensor_parallel_size
     if len(pd_ports) > options.data_parallel_size:
         return f"--pd-comm-port: {len(pd_ports)} ports for --data-parallel-size {options.data_parallel_size}"
-    if options.splitwise_role != "decode" and any(pd_ports):
-        return f"--pd-comm-port: a {options.splitwise_role} engine receives no KV: only decode engines have it"
+    if data_ports and len(data_ports) != ranks:
+        return f"--rdma-comm-ports: {len(data_ports)} ports for {ranks} rank(s): one for each, dp x tp"
+    for flag, ports in (("--pd-comm-port", pd_ports), ("--rdma-comm-ports", data_ports)):
+        if options.splitwise_role != "decode" and any(ports):
+            return f"{flag}: a {options.splitwise_role} engine receives no KV: only decode engines have it"
     if options.max_num_batched_tokens < options.max_num_seqs:
         return "--max-num-batched-tokens must be at least --max-num-seqs: a step needs one token for each sequence"
-    named = [port for port in (options.port, options.metrics_port, *pd_ports) if port]
+    named = [port for port in (options.port, options.metrics_port, *pd_ports, *data_ports) if port]
     if len(set(named)) < len(named):
-        return "--port, --metrics-port and --pd-comm-port must differ"
+        return "--port, --metrics-port, --pd-comm-port and --rdma-comm-ports must differ"
+    if len(set(options.cache_transfer_protocol)) < len(options.cache_transfer_protocol):
+        return "--cache-transfer-protocol: a protocol is named twice"
     if options.router and not options.advertise_host and _is_wildcard(options.host):
         return f"--host {options.host}: the router needs one address to reach; add --advertise-host ADDRESS"
     return None
@@ -138,14 +146,26 @@ def _add_disaggregation_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("prefill/decode disaggregation").add_argument
     add("--splitwise-role", choices=("prefill", "decode", "mixed"), default="mixed", help="default: %(default)s")
     add("--router", type=_endpoint, metavar="HOST:PORT", help="router to register with")
-    add("--cache-transfer-protocol", type=_protocols, default=["ipc"], metavar="LIST", help="ipc (default)")
+    add(
+        "--cache-transfer-protocol",
+        type=_protocols,
+        default=list(TRANSFER_PROTOCOLS),
+        metavar="LIST",
+        help="ways to move KV, the best first: the first that both engines can use is used (default: ipc,rdma,tcp)",
+    )
+    add("--kv-checksum", action="store_true", help="prefill: have decode check each prompt's KV")
     add(
         "--pd-comm-port",
         type=_ports,
         metavar="PORT",
         help="decode: KV handshake; 0: any free one (default)",
     )
-    add("--rdma-comm-ports", metavar="PORTS", help="not built")
+    add(
+        "--rdma-comm-ports",
+        type=_ports,
+        metavar="PORTS",
+        help="decode: KV data connections (streams of tcp, queue pairs of rdma), one a rank; 0: any free (default)",
+    )
     add("--engine-worker-queue-port", metavar="PORTS", help="not built: one process needs no queue")
     add("--cache-queue-port", metavar="PORTS", help="not built: one process needs no queue")
 
@@ -187,8 +207,8 @@ def _protocols(text: str) -> list[str]:
 
 
 def _protocol(text: str) -> str:
-    if text not in ("ipc", "rdma"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a transfer protocol (ipc, rdma)")
+    if text not in TRANSFER_PROTOCOLS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a transfer protocol ({', '.join(TRANSFER_PROTOCOLS)})")
     return text
 
 

@@ -21,6 +21,7 @@ LoadName = Literal[
     "transferred_tokens",
     "locally_computed_tokens",
     "transferred_bytes",
+    "transports",
     "requests",
 ]
 
@@ -101,7 +102,7 @@ class Profile(_Section):
     env: dict[str, str] = {}
     roles: dict[EngineRole, RoleProfile] = Field(min_length=1)
     readiness: Readiness = Readiness()
-    metrics: dict[LoadName, str] = {}  # Prometheus name, with the labels that a sample must have
+    metrics: dict[LoadName, str] = {}  # Prometheus name, with the labels that a sample must have; docs/profiles.md
     stop_grace_s: float = Field(default=10.0, gt=0)
     limits: Limits = Limits()
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import secrets
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -49,7 +50,8 @@ class KVPool:
     Memory is taken when a block is first written.
 
     A shared pool lies in a memory file: another process maps ``nbytes`` of ``fd`` (or of /proc/<pid>/fd/<fd>), and
-    block ``i`` starts at ``i * layout.block_bytes``. The file has no name, so nothing is left when its users are gone.
+    block ``i`` starts at ``i * layout.block_bytes``. ``probe`` follows the last block, so that a process can see that
+    what it maps is this pool. The file has no name, so nothing is left when its users are gone.
     """
 
     def __init__(self, layout: KVLayout, num_blocks: int, shared: bool = False) -> None:
@@ -57,6 +59,7 @@ class KVPool:
         self.num_blocks = num_blocks
         self.nbytes = num_blocks * layout.block_bytes
         self.fd: int | None = None
+        self.probe = secrets.token_bytes(16)
         _check_available(self.nbytes, num_blocks)
         try:
             flat = torch.frombuffer(self._map(shared), dtype=layout.dtype)
@@ -75,7 +78,8 @@ class KVPool:
         if not shared:
             return mmap.mmap(-1, self.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.fd = os.memfd_create("pdctl-kv", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, self.nbytes)
+        os.ftruncate(self.fd, self.nbytes + len(self.probe))
+        os.pwrite(self.fd, self.probe, self.nbytes)
         return mmap.mmap(self.fd, self.nbytes)
 
 

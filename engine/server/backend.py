@@ -9,10 +9,13 @@ from engine.core import EngineCore
 from engine.server.sockets import bind_error
 from engine.server.startup import Loaded
 from engine.server.state import Backend, ServerState
-from engine.transfer.base import Identity
+from engine.transfer.base import Identity, Transport
+from engine.transfer.blocks import Shard
+from engine.transfer.checksum import PoolChecksum
+from engine.transfer.doorway import Doorway
 from engine.transfer.receiver import DecodeTransfer
 from engine.transfer.sender import PrefillTransfer
-from engine.transfer.shm import ShmTransport
+from engine.transfer.transports.usable import start_usable
 
 CORE_STOP_S = 5.0
 
@@ -22,14 +25,20 @@ async def running_backend(
     state: ServerState, loaded: Loaded, engine_id: str, on_failure: Callable[[BaseException], None]
 ) -> AsyncIterator[Backend]:
     """Run the model inside the block. Raises EngineError."""
-    role, pool = state.args.role, loaded.pool
-    identity = Identity(engine_id, loaded.compat, pool.layout.describe(), state.token)
+    args, pool = state.args, loaded.pool
     async with AsyncExitStack() as stack:
         stack.callback(pool.close)
-        transport = ShmTransport(pool)
+        doorway, transports = Doorway(), list[Transport]()
+        if args.role == "decode":
+            await _open(doorway, args)
+            stack.push_async_callback(doorway.close)
+        if args.role != "mixed":
+            transports = await start_usable(args.transfer_protocols, pool, doorway)
+            for transport in transports:
+                stack.push_async_callback(transport.close)
         sender = receiver = None
-        if role == "prefill":
-            sender = PrefillTransfer(transport, identity, block_size=pool.layout.block_size)
+        if args.role == "prefill":
+            sender = _sender(transports, loaded, engine_id, state)
         core = _core(state, loaded, sender, on_failure)
         if sender:
             sender.start(core)
@@ -38,13 +47,39 @@ async def running_backend(
         pd_comm_port = 0
         if sender:
             stack.push_async_callback(sender.close)
-        if role == "decode":
-            receiver = DecodeTransfer(transport, identity)
-            pd_comm_port = await _listen(receiver, core, state.args)
+        if args.role == "decode":
+            receiver = DecodeTransfer(transports, _identity(loaded, engine_id, state.token), PoolChecksum(pool))
+            pd_comm_port = await _listen(receiver, core, args)
             stack.push_async_callback(receiver.close)
-        counters = [transfer.counters for transfer in (sender, receiver) if transfer]
-        state.metrics.watch(core.stats, counters)
-        yield Backend(core, loaded.tokenizer, loaded.max_model_len, loaded.vocab_size, sender, receiver, pd_comm_port)
+        state.metrics.watch(core.stats, [transfer.counters for transfer in (sender, receiver) if transfer])
+        names = tuple(transport.name for transport in transports)
+        yield Backend(
+            core,
+            loaded.tokenizer,
+            loaded.max_model_len,
+            loaded.vocab_size,
+            sender,
+            receiver,
+            pd_comm_port,
+            doorway.port,
+            names,
+        )
+
+
+def _sender(transports: list[Transport], loaded: Loaded, engine_id: str, state: ServerState) -> PrefillTransfer:
+    return PrefillTransfer(
+        transports,
+        _identity(loaded, engine_id, state.token),
+        block_size=loaded.pool.layout.block_size,
+        checksum=PoolChecksum(loaded.pool) if state.args.kv_checksum else None,
+    )
+
+
+def _identity(loaded: Loaded, engine_id: str, token: str | None) -> Identity:
+    layout = loaded.pool.layout
+    heads = layout.num_kv_heads
+    shard = Shard(0, heads, layout.block_bytes // heads, loaded.pool.num_blocks)
+    return Identity(engine_id, loaded.compat, layout.describe(), shard, token)
 
 
 def _core(
@@ -67,3 +102,10 @@ async def _listen(receiver: DecodeTransfer, core: EngineCore, args: EngineArgs) 
         return await receiver.start(core, args.host, args.pd_comm_port)
     except OSError as error:
         raise bind_error(error, args.host, args.pd_comm_port, "--pd-comm-port") from None
+
+
+async def _open(doorway: Doorway, args: EngineArgs) -> None:
+    try:
+        await doorway.open(args.host, args.rdma_comm_port)
+    except OSError as error:
+        raise bind_error(error, args.host, args.rdma_comm_port, "--rdma-comm-ports") from None

@@ -35,8 +35,6 @@ def peers_of(job: Job, role: SplitwiseRole) -> DisaggregateInfo | None:
             param="disaggregate_info",
             code="not_through_router",
         )
-    if job.peers.transfer_protocol != "ipc":
-        raise Invalid(f"{job.peers.transfer_protocol!r} is not built; 'ipc' is", param="disaggregate_info")
     return job.peers
 
 

@@ -1,14 +1,14 @@
 """What the engine publishes to Prometheus: the server's measurements, the core's and the transfer's counters."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from engine.scheduler.stats import CoreStats
-from engine.transfer.base import TransferCounters
+from engine.transfer.counters import TransferCounters
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -32,7 +32,7 @@ class ServerMetrics:
         self._inter_token = self._histogram("inter_token_latency_seconds", "Between a request's tokens.", _FAST)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _SLOW)
 
-    def watch(self, stats: Callable[[], CoreStats], transfers: Iterable[TransferCounters]) -> None:
+    def watch(self, stats: Callable[[], CoreStats], transfers: Sequence[TransferCounters]) -> None:
         """Publish the core's and the transfer's counters too, read at each scrape."""
         self._registry.register(_CoreCollector(stats))
         self._registry.register(_TransferCollector(transfers))
@@ -80,26 +80,35 @@ class _CoreCollector(Collector):
 
 
 class _TransferCollector(Collector):
-    def __init__(self, transfers: Iterable[TransferCounters]) -> None:
+    def __init__(self, transfers: Sequence[TransferCounters]) -> None:
         self._transfers = transfers
 
     def collect(self) -> Iterator[Metric]:
-        labels = ["direction", "transport"]
+        labels = ["direction", "transport", "peer"]
         moved = CounterMetricFamily("pdctl:kv_transfer_bytes", "KV bytes moved.", labels=labels)
         spent = CounterMetricFamily("pdctl:kv_transfer_seconds", "Time spent moving KV.", labels=labels)
         pushed = CounterMetricFamily(
             "pdctl:kv_transfer_pushes", "Chunks pushed where sent; prompts delivered where received.", labels=labels
         )
-        failed = 0
+        speed = GaugeMetricFamily(
+            "pdctl:kv_transfer_gigabytes_per_second", "KV bytes moved, by the time spent moving them.", labels=labels
+        )
+        links = GaugeMetricFamily("pdctl:kv_transfer_connections", "Connections to peers.", labels=labels)
         for counters in self._transfers:
-            moved.add_metric([counters.direction, counters.transport], counters.bytes)
-            spent.add_metric([counters.direction, counters.transport], counters.seconds)
-            pushed.add_metric([counters.direction, counters.transport], counters.pushes)
-            failed += counters.failures
-        yield moved
-        yield spent
-        yield pushed
+            for (transport, peer), pair in counters.pairs.items():
+                values = [counters.direction, transport, peer]
+                moved.add_metric(values, pair.bytes)
+                spent.add_metric(values, pair.seconds)
+                pushed.add_metric(values, pair.pushes)
+                links.add_metric(values, pair.connected)
+                if pair.seconds:
+                    speed.add_metric(values, pair.bytes / pair.seconds / 1e9)
+        yield from (moved, spent, pushed, speed, links)
+        pending, failed = sum(each.pending for each in self._transfers), sum(each.failures for each in self._transfers)
+        damaged = sum(each.mismatches for each in self._transfers)
+        yield _gauge("kv_transfer_pending", "Requests whose KV is on its way, or waited for.", pending)
         yield _counter("kv_transfer_failed", "Requests whose KV did not arrive.", failed)
+        yield _counter("kv_transfer_checksum_mismatches", "Requests whose KV arrived damaged.", damaged)
 
 
 def _by_source(stats: CoreStats) -> Metric:

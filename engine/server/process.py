@@ -91,7 +91,8 @@ async def _serve(args: EngineArgs, files: "ModelFiles", token: str | None) -> in
         from engine.server.backend import running_backend  # with torch, which a missing model need not wait for
 
         async with running_backend(state, loaded, engine_id, ending.on_failure) as backend:
-            ports |= {"pd-comm": backend.pd_comm_port} if backend.pd_comm_port else {}
+            if args.role == "decode":
+                ports |= {"pd-comm": backend.pd_comm_port, "rdma-comm": backend.rdma_comm_port}
             notifier.listening(ports)
             state.ready(backend)
             notifier.ready()
@@ -105,7 +106,8 @@ async def _serve(args: EngineArgs, files: "ModelFiles", token: str | None) -> in
 def _registration(state: ServerState, backend: Backend, ports: dict[str, int]) -> Registration | None:
     if state.args.router is None:
         return None
-    registration = Registration(state.args.router, state.token, lambda: _instance(state, backend, ports))
+    meet = backend.sender.meet if backend.sender else None
+    registration = Registration(state.args.router, state.token, lambda: _instance(state, backend, ports), meet)
     registration.start()
     return registration
 
@@ -120,8 +122,8 @@ def _instance(state: ServerState, backend: Backend, ports: dict[str, int]) -> di
         "metrics_port": ports["metrics"],
         "connector_port": backend.pd_comm_port,
         "engine_worker_queue_port": 0,
-        "transfer_protocol": [] if args.role == "mixed" else list(args.transfer_protocols),
-        "rdma_ports": [],
+        "transfer_protocol": list(backend.transports),
+        "rdma_ports": [backend.rdma_comm_port] if backend.rdma_comm_port else [],
         "device_ids": [],
         "tp_size": 1,
         "version": pdctl.__version__,

@@ -39,7 +39,6 @@ class DisaggregateInfo(msgspec.Struct, frozen=True):
     decode_port: int = 0
     prefill_connector_port: int = 0
     decode_connector_port: int = 0
-    transfer_protocol: str = "ipc"
 
 
 class Resume(msgspec.Struct, frozen=True):

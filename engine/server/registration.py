@@ -6,6 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import aiohttp
+import msgspec
+
+from engine.transfer.base import Peer
 
 INTERVAL_S = 5.0
 TIMEOUT_S = 5.0
@@ -16,10 +19,18 @@ logger = logging.getLogger(__name__)
 class Registration:
     """The heartbeat. Logs changes, not beats."""
 
-    def __init__(self, router: str, token: str | None, payload: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self,
+        router: str,
+        token: str | None,
+        payload: Callable[[], dict[str, Any]],
+        on_decodes: Callable[[list[Peer]], None] | None = None,
+    ) -> None:
+        """`on_decodes` is told after each beat which decode engines there are."""
         self._url = f"http://{router}/register"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._payload = payload
+        self._on_decodes = on_decodes
         self._outcome = ""
         self._task: asyncio.Task[None] | None = None
 
@@ -51,6 +62,7 @@ class Registration:
         try:
             async with session.post(self._url, json=self._payload()) as response:
                 if response.status == 200:
+                    self._meet(await response.read())
                     return "registered"
                 return f"refused with status {response.status}: {(await response.text(errors='replace'))[:500]}"
         except TimeoutError:
@@ -58,12 +70,31 @@ class Registration:
         except (aiohttp.ClientError, OSError) as error:
             return f"not reached: {error}"
 
+    def _meet(self, answer: bytes) -> None:
+        if self._on_decodes is None:
+            return
+        try:
+            decodes = msgspec.json.decode(answer, type=_Answer).decodes
+        except msgspec.DecodeError as error:
+            logger.warning("router %s: its answer is not understood: %s", self._url, error)
+            return
+        self._on_decodes([Peer(one.host_ip, one.connector_port) for one in decodes])
+
     def _note(self, outcome: str) -> None:
         if outcome == self._outcome:
             return
         self._outcome = outcome
         level = logging.INFO if outcome == "registered" else logging.WARNING
         logger.log(level, "router %s: %s", self._url, outcome)
+
+
+class _Decode(msgspec.Struct):
+    host_ip: str
+    connector_port: int
+
+
+class _Answer(msgspec.Struct):
+    decodes: list[_Decode] = []
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

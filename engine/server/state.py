@@ -46,6 +46,8 @@ class Backend:
     sender: "PrefillTransfer | None" = None  # on a prefill engine
     receiver: "DecodeTransfer | None" = None  # on a decode engine
     pd_comm_port: int = 0  # on a decode engine
+    rdma_comm_port: int = 0  # likewise: KV data connections
+    transports: tuple[str, ...] = ()  # for KV, the best first
 
 
 class ServerState:

@@ -3,10 +3,11 @@
 import concurrent.futures
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from engine.scheduler.handoff import Reservation
 from engine.scheduler.request import Request
+from engine.transfer.blocks import Fit, Shard
 
 
 class Peer(NamedTuple):
@@ -25,7 +26,8 @@ class Identity:
 
     engine_id: str  # "host:port" of its API, as it registers with the router
     compat: str  # compat_hash() of its model
-    layout: Mapping[str, Any]  # KVLayout.describe() of its pool
+    layout: Mapping[str, Any]  # KVLayout.describe() of its model
+    shard: Shard  # what its pool holds
     token: str | None = None  # the deployment's; None: peers are not asked for one
 
 
@@ -43,18 +45,6 @@ class TransferLimits:
     transfers: int = 4096  # decode: reservations of one prefill engine, and requests that wait for theirs
 
 
-@dataclass(slots=True)
-class TransferCounters:
-    """What one side of KV transfer has done since its start. Owned by the event loop."""
-
-    direction: Literal["sent", "received"]
-    transport: str
-    bytes: int = 0
-    seconds: float = 0.0  # spent copying
-    pushes: int = 0  # sent: chunks pushed; received: requests delivered
-    failures: int = 0  # requests that ended in a TransferError
-
-
 class Pushed(NamedTuple):
     """One push: its size, and the time that the copy took."""
 
@@ -62,21 +52,36 @@ class Pushed(NamedTuple):
     seconds: float
 
 
+class Target(NamedTuple):
+    """A decode engine's pool as a prefill engine is to write it."""
+
+    host: str  # where the decode engine is reached
+    num_blocks: int
+    fit: Fit
+
+
+class Computed(Protocol):
+    """Kernels that still run when their blocks are handed to a transport, as a torch.cuda.Event tells of them."""
+
+    def synchronize(self) -> None:
+        """Block until they have ended."""
+        ...
+
+
 class Writer(Protocol):
     """Prefill's side of a transport: writes blocks of its pool into one decode engine's pool."""
 
-    num_blocks: int  # of the decode engine's pool
-
-    async def push(self, source: Sequence[int], target: Sequence[int]) -> Pushed:
-        """Copy block source[i] here to block target[i] there.
+    async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
+        """Copy block source[i] here to block target[i] there, as far as the pools fit, when `after` has ended.
 
         Pushes happen in the order of the calls. When this returns or raises, cancellation included, no byte of it can
-        be written any more. Raises TransferError.
+        be written any more. When it has returned, all bytes are there. Raises TransferError; a writer that has failed
+        once stays failed.
         """
         ...
 
     async def close(self) -> None:
-        """Wait for the pushes in flight, unmap the memory, then let the decode engine know that nobody writes."""
+        """Wait for the pushes in flight, let go of the memory, then let the decode engine know that nobody writes."""
         ...
 
 
@@ -90,7 +95,7 @@ class Inlet(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of sockets. The caller knows that no granted block is left to be written."""
+        """Let go of everything. The caller knows that no granted block is left to be written."""
         ...
 
 
@@ -99,12 +104,20 @@ class Transport(Protocol):
 
     name: str  # on the wire and in metrics
 
+    async def start(self) -> None:
+        """Get ready, before the first inlet or connection. TransferError: it is not usable here, and why."""
+        ...
+
     def open_inlet(self) -> Inlet:
         """Make the way in for one prefill engine. Called in the event loop."""
         ...
 
-    async def connect(self, offer: bytes) -> Writer:
+    async def connect(self, offer: bytes, target: Target) -> Writer:
         """Reach the pool behind a decode engine's offer. Raises TransferError with the reason."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of everything. No inlet and no writer is left."""
         ...
 
 

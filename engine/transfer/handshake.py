@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,12 +35,14 @@ def compat_hash(
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
-async def introduce(channel: Channel, identity: Identity, transport: str) -> Welcome:
+async def introduce(channel: Channel, identity: Identity, transports: Sequence[str]) -> Welcome:
     """Prefill's part. Raises TransferError when decode does not want us, ChannelError when the connection fails."""
     challenge = await _expect(channel, Challenge)
     proof = _sign(identity.token, challenge.salt, identity.engine_id)
     channel.send(
-        Hello(VERSION, identity.engine_id, proof, transport, identity.compat, dict(identity.layout)),
+        Hello(
+            VERSION, identity.engine_id, proof, list(transports), identity.compat, dict(identity.layout), identity.shard
+        ),
     )
     answer = await channel.receive()
     if isinstance(answer, Rejected):
@@ -50,12 +52,12 @@ async def introduce(channel: Channel, identity: Identity, transport: str) -> Wel
     return answer
 
 
-async def admit(channel: Channel, identity: Identity, transport: str) -> Hello:
+async def admit(channel: Channel, identity: Identity, transports: Sequence[str]) -> Hello:
     """Decode's part, up to the welcome. A peer that does not fit is told why, and ChannelError raised."""
     salt = secrets.token_bytes(32)
     channel.send(Challenge(salt))
     hello = await _expect(channel, Hello, max_frame=MAX_HANDSHAKE_FRAME)
-    misfit = _wrong_token(hello, identity, salt) or _misfit(hello, identity, transport)
+    misfit = _wrong_token(hello, identity, salt) or _misfit(hello, identity) or _nothing_in_common(hello, transports)
     if misfit:
         channel.send(Rejected(misfit))
         raise ChannelError(f"rejected {hello.engine_id}: {misfit}")
@@ -81,11 +83,10 @@ def _sign(token: str | None, salt: bytes, engine_id: str) -> bytes:
     return hmac.digest((token or "").encode(), salt + engine_id.encode(), "sha256")
 
 
-def _misfit(hello: Hello, identity: Identity, transport: str) -> str | None:
+def _misfit(hello: Hello, identity: Identity) -> str | None:
     """Name the first thing that differs, with both values."""
     facts: list[tuple[str, object, object]] = [
         ("KV wire version", hello.version, VERSION),
-        ("KV transport", hello.transport, transport),
         ("KV layout", hello.layout, _as_received(identity.layout)),
         ("compat hash (model, dtype, block size, layout, engine version)", hello.compat, identity.compat),
     ]
@@ -93,6 +94,13 @@ def _misfit(hello: Hello, identity: Identity, transport: str) -> str | None:
         if theirs != ours:
             return f"{what} differs: prefill has {theirs}, decode has {ours}"
     return None
+
+
+def _nothing_in_common(hello: Hello, transports: Sequence[str]) -> str | None:
+    if set(hello.transports) & set(transports):
+        return None
+    theirs, ours = ", ".join(hello.transports), ", ".join(transports)
+    return f"no KV transport in common: prefill has {theirs or 'none'}, decode has {ours or 'none'}"
 
 
 def _as_received(layout: Mapping[str, Any]) -> object:

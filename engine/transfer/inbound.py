@@ -3,13 +3,23 @@
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
+from typing import NamedTuple
 
 from engine.errors import RequestError, TransferError
 from engine.scheduler.handoff import Reservation
 from engine.scheduler.request import Request
 from engine.transfer.base import DecodeCore
+from engine.transfer.blocks import Fit
 from engine.transfer.waits import fail
 from engine.transfer.wire import Abort, Done, Granted, Message, Refused, Reserve
+
+
+class Prefill(NamedTuple):
+    """A prefill engine that is connected."""
+
+    engine_id: str
+    transport: str
+    fit: Fit
 
 
 class Inbound:
@@ -18,12 +28,13 @@ class Inbound:
     def __init__(
         self,
         wanted: Reserve,
-        prefill: str,
+        prefill: Prefill,
         core: DecodeCore,
         send: Callable[[Message], None],
         on_writer_left: Callable[["Inbound"], None],
     ) -> None:
-        self.prefill = prefill
+        self.prefill = prefill.engine_id
+        self.way = prefill
         self.request_id = wanted.request_id
         self.nonce = wanted.nonce
         self.prompt = wanted.prompt
@@ -70,6 +81,13 @@ class Inbound:
         self.writer_left()
         if not self.delivered.done():
             self.delivered.set_result(done)
+
+    def pushed_blocks(self, block_size: int) -> list[int]:
+        """The blocks that the prefill engine has written. Only after on_done()."""
+        if self._reservation is None:
+            return []
+        end = -(-len(self.prompt) // block_size)
+        return self._reservation.block_table[self._reservation.cached_tokens // block_size : end]
 
     def start(self, request: Request, first_tokens: list[int]) -> None:
         """Hand the blocks over to the core, which decodes. Only after on_done()."""

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from engine.errors import TransferError
-from engine.transfer.base import Identity, Peer, Pushed, TransferLimits, Transport, Writer
+from engine.transfer.base import Identity, Peer, Pushed, Target, TransferLimits, Transport
+from engine.transfer.blocks import Fit, fit
 from engine.transfer.handshake import introduce
+from engine.transfer.negotiation import Way, choose
 from engine.transfer.outbound import Outbound
 from engine.transfer.waits import deadline
-from engine.transfer.wire import Abort, Channel, ChannelError, Granted, Message, Quiet, Refused
+from engine.transfer.wire import Abort, Channel, ChannelError, Granted, Message, Quiet, Refused, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -16,11 +19,14 @@ logger = logging.getLogger(__name__)
 class Link:
     """A live control connection, the memory behind it, and the transfers that use them."""
 
-    def __init__(self, peer: Peer, decode: str, channel: Channel, writer: Writer) -> None:
-        self.decode = decode  # the decode engine's id
+    def __init__(self, peer: Peer, welcome: Welcome, channel: Channel, fit: Fit, way: Way) -> None:
+        self.decode = welcome.engine_id
+        self.transport = way.transport
         self._peer = peer
         self._channel = channel
-        self._writer = writer
+        self._writer = way.writer
+        self.fit = fit
+        self._num_blocks = welcome.shard.num_blocks
         self._outbounds: dict[int, Outbound] = {}  # by nonce
         self._loss: TransferError | None = None
 
@@ -86,7 +92,7 @@ class Link:
         if outbound is None:
             return  # given up meanwhile: our abort is on its way
         if len(set(grant.blocks)) != len(grant.blocks) or not all(
-            0 <= block < self._writer.num_blocks for block in grant.blocks
+            0 <= block < self._num_blocks for block in grant.blocks
         ):
             raise ChannelError("it granted blocks that its pool does not have, or one twice")
         outbound.on_granted(grant)
@@ -97,11 +103,11 @@ class Link:
             outbound.fail(loss)
 
 
-async def connect(peer: Peer, identity: Identity, transport: Transport, limits: TransferLimits) -> Link:
+async def connect(peer: Peer, identity: Identity, transports: Sequence[Transport], limits: TransferLimits) -> Link:
     """Connect to a decode engine: handshake, then its memory. Raises TransferError naming the peer and the reason."""
     try:
         async with deadline(limits.connect_s, "the connection and its handshake"):
-            return await _connect(peer, identity, transport, limits)
+            return await _connect(peer, identity, transports, limits)
     except Exception as error:
         if not isinstance(error, TransferError | ChannelError | OSError):
             logger.exception("connecting to decode %s has failed here", peer)
@@ -109,12 +115,15 @@ async def connect(peer: Peer, identity: Identity, transport: Transport, limits: 
         raise TransferError(f"cannot send KV to decode {peer}: {error}", status=status) from None
 
 
-async def _connect(peer: Peer, identity: Identity, transport: Transport, limits: TransferLimits) -> Link:
+async def _connect(peer: Peer, identity: Identity, transports: Sequence[Transport], limits: TransferLimits) -> Link:
     reader, writer = await asyncio.open_connection(peer.host, peer.port)
     channel = Channel(reader, writer, limits)
     try:
-        welcome = await introduce(channel, identity, transport.name)
-        return Link(peer, welcome.engine_id, channel, await transport.connect(welcome.offer))
+        welcome = await introduce(channel, identity, [transport.name for transport in transports])
+        target = Target(peer.host, welcome.shard.num_blocks, fit(identity.shard, welcome.shard))
+        each = limits.connect_s / (1 + len(transports))
+        way = await choose(welcome.engine_id, transports, welcome.offers, target, channel, each)
+        return Link(peer, welcome, channel, target.fit, way)
     except BaseException:
         channel.close()
         raise

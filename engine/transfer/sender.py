@@ -1,18 +1,23 @@
 """Prefill's side of KV transfer: reserve on the decode engine, push what each chunk completes, say done."""
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from engine.errors import TransferError
 from engine.scheduler.handoff import Prefilled
 from engine.scheduler.request import Request
-from engine.transfer.base import Identity, Peer, PrefillCore, Pushed, TransferCounters, TransferLimits, Transport
+from engine.transfer.base import Identity, Peer, PrefillCore, Pushed, TransferLimits, Transport
+from engine.transfer.checksum import PoolChecksum
+from engine.transfer.counters import TransferCounters
 from engine.transfer.link import Link, connect
 from engine.transfer.outbound import Outbound
-from engine.transfer.waits import deadline, fail
+from engine.transfer.waits import deadline, fail, finish
 from engine.transfer.wire import Abort, Done, Granted, Quiet, Reserve
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +34,25 @@ class PrefillTransfer:
     """Delivers the KV of prompts to decode engines. Lives in the event loop; one persistent connection per peer."""
 
     def __init__(
-        self, transport: Transport, identity: Identity, *, block_size: int, limits: TransferLimits | None = None
+        self,
+        transports: Sequence[Transport],
+        identity: Identity,
+        *,
+        block_size: int,
+        limits: TransferLimits | None = None,
+        checksum: PoolChecksum | None = None,
     ) -> None:
-        self.counters = TransferCounters("sent", transport.name)
-        self._transport = transport
+        """`transports` have been started; the best comes first. `checksum`: decode is to check what it gets."""
+        self.counters = TransferCounters("sent")
+        self._transports = transports
+        self._checksum = checksum
         self._identity = identity
         self._block_size = block_size
         self._limits = limits or TransferLimits()
         self._outbounds: dict[str, Outbound] = {}  # by the core's request id
         self._links: dict[Peer, asyncio.Future[Link]] = {}
         self._connections: set[asyncio.Task[None]] = set()
+        self._complaints: dict[Peer, str] = {}  # the last of each peer that is not connected
 
     def start(self, core: PrefillCore) -> None:
         """Take the core whose requests are delivered. Call it in the event loop, before the core starts."""
@@ -54,6 +68,12 @@ class PrefillTransfer:
         """The ids of the decode engines that are connected now."""
         return [link.decode for link in map(_live, self._links.values()) if link]
 
+    def meet(self, peers: Sequence[Peer]) -> None:
+        """Connect to decode engines before a request needs them. A failure is logged once; the next call tries again."""
+        for peer in peers:
+            if not self._is_connecting(peer):
+                self._begin(peer)
+
     async def deliver(self, request: Request, peer: Peer) -> Delivered:
         """Have the core compute the prompt and put its KV into blocks that the decode engine reserves for it.
 
@@ -62,11 +82,14 @@ class PrefillTransfer:
         writes to its blocks any more, when this returns or raises.
         """
         self._core.check(request)  # before decode reserves anything, so that both modes refuse alike
+        self.counters.pending += 1
         try:
             return await self._deliver(request, await self._link(peer))
         except TransferError:
             self.counters.failures += 1
             raise
+        finally:
+            self.counters.pending -= 1
 
     async def close(self) -> None:
         """Drop the connections; what is being delivered fails. Returns when nothing is being written any more."""
@@ -93,8 +116,9 @@ class PrefillTransfer:
         self._check(grant, len(request.prompt), link)
         with self._computing(request, outbound):
             sent, first_tokens = await self._push_chunks(len(request.prompt), grant, outbound, link)
+            checksum = await self._checksum_of(outbound, grant, link)
             outbound.check()
-        link.send(Done(request.request_id, outbound.nonce, first_tokens, sent.bytes, sent.seconds))
+        link.send(Done(request.request_id, outbound.nonce, first_tokens, sent.bytes, sent.seconds, checksum))
         return Delivered(first_tokens, grant.cached_tokens, sent.bytes, sent.seconds)
 
     def _check(self, grant: Granted, prompt_tokens: int, link: Link) -> None:
@@ -122,7 +146,7 @@ class PrefillTransfer:
         self, prompt_tokens: int, grant: Granted, outbound: Outbound, link: Link
     ) -> tuple[Pushed, list[int]]:
         """Push every block that decode lacks as soon as it is complete; return the sum and the first tokens."""
-        nbytes, seconds = 0, 0.0
+        nbytes, seconds, pair = 0, 0.0, self.counters.pair(link.transport, link.decode)
         pushed = grant.cached_tokens // self._block_size
         while True:
             progress = await outbound.computed((pushed + 1) * self._block_size)
@@ -130,42 +154,66 @@ class PrefillTransfer:
             complete = _blocks(prompt_tokens, self._block_size) if last else progress.end // self._block_size
             if pushed < complete:
                 one = await link.push(progress.block_table[pushed:complete], grant.blocks[pushed:complete])
-                self._count(one)
+                pair.pushed(one.bytes, one.seconds)
                 nbytes, seconds, pushed = nbytes + one.bytes, seconds + one.seconds, complete
             if progress.first_tokens is not None:
                 return Pushed(nbytes, seconds), progress.first_tokens
 
-    def _count(self, pushed: Pushed) -> None:
-        self.counters.bytes += pushed.bytes
-        self.counters.seconds += pushed.seconds
-        self.counters.pushes += 1
+    async def _checksum_of(self, outbound: Outbound, grant: Granted, link: Link) -> int | None:
+        if self._checksum is None or outbound.progress is None:
+            return None
+        first, end = grant.cached_tokens // self._block_size, _blocks(outbound.progress.end, self._block_size)
+        blocks, part = outbound.progress.block_table[first:end], link.fit
+        return await finish(
+            self._loop.run_in_executor(None, self._checksum.of, blocks, part.source_offset, part.nbytes)
+        )
 
     def _on_prefilled(self, event: Prefilled) -> None:
         if outbound := self._outbounds.get(event.request_id):  # else: aborted while the core computed it
             outbound.on_prefilled(event)
 
     async def _link(self, peer: Peer) -> Link:
-        connected = self._links.get(peer)
-        if connected is None or (connected.done() and _live(connected) is None):
-            connected = self._links[peer] = self._loop.create_future()
-            task = asyncio.create_task(self._connect(peer, connected))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+        connected = self._links[peer] if self._is_connecting(peer) else self._begin(peer)
         # One caller's cancellation must not take the connection from the others.
         return await asyncio.shield(connected)
+
+    def _is_connecting(self, peer: Peer) -> bool:
+        """Or is connected."""
+        connected = self._links.get(peer)
+        return connected is not None and (not connected.done() or _live(connected) is not None)
+
+    def _begin(self, peer: Peer) -> "asyncio.Future[Link]":
+        connected = self._links[peer] = self._loop.create_future()
+        task = asyncio.create_task(self._connect(peer, connected))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        return connected
 
     async def _connect(self, peer: Peer, connected: "asyncio.Future[Link]") -> None:
         """Make the connection and keep it until it is lost."""
         try:
-            link = await connect(peer, self._identity, self._transport, self._limits)
+            link = await connect(peer, self._identity, self._transports, self._limits)
             connected.set_result(link)
-            await link.run()
+            self._complaints.pop(peer, None)
+            pair = self.counters.pair(link.transport, link.decode)
+            pair.connected += 1
+            try:
+                await link.run()
+            finally:
+                pair.connected -= 1
         except TransferError as error:
+            self._complain(peer, str(error))
             fail(connected, error)
         finally:
             fail(connected, TransferError(f"cannot send KV to decode {peer}: this engine is stopping", status=503))
             if self._links.get(peer) is connected:
                 del self._links[peer]
+
+    def _complain(self, peer: Peer, complaint: str) -> None:
+        """Log why there is no connection, once: it is tried again and again."""
+        if self._complaints.get(peer) != complaint:
+            self._complaints[peer] = complaint
+            logger.warning("%s", complaint)
 
 
 def _give_up(outbound: Outbound, link: Link, error: BaseException) -> None:

@@ -5,7 +5,7 @@ import logging
 
 from engine.errors import TransferError
 from engine.transfer.base import DecodeCore, Inlet, TransferLimits
-from engine.transfer.inbound import Inbound
+from engine.transfer.inbound import Inbound, Prefill
 from engine.transfer.rendezvous import Rendezvous
 from engine.transfer.wire import Abort, Channel, ChannelError, Done, Message, Quiet, Refused, Reserve
 
@@ -19,14 +19,15 @@ class Session:
 
     def __init__(
         self,
-        prefill: str,
+        prefill: Prefill,
         channel: Channel,
         inlet: Inlet,
         core: DecodeCore,
         rendezvous: Rendezvous,
         limits: TransferLimits,
     ) -> None:
-        self._prefill = prefill
+        self.prefill = prefill
+        self._prefill = prefill.engine_id
         self._channel = channel
         self._inlet = inlet
         self._core = core
@@ -75,7 +76,7 @@ class Session:
     def _on_reserve(self, wanted: Reserve) -> None:
         if wanted.nonce in self._writable:
             raise ChannelError(f"it used nonce {wanted.nonce} twice")
-        inbound = Inbound(wanted, self._prefill, self._core, self._channel.send, self._on_writer_left)
+        inbound = Inbound(wanted, self.prefill, self._core, self._channel.send, self._on_writer_left)
         try:
             if len(self._writable) >= self._limits.transfers:
                 raise TransferError(f"{self._limits.transfers} reservations are open", status=503)

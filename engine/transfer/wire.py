@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from engine.transfer.base import TransferLimits
+from engine.transfer.blocks import Shard
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME = 16 << 20  # a prompt of three million tokens
 MAX_HANDSHAKE_FRAME = 64 << 10  # before the peer has proved who it is
 MAX_BACKLOG = 64 << 20  # unsent bytes; a peer that leaves more unread is lost
@@ -32,22 +33,31 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     version: int
     engine_id: str
     proof: bytes
-    transport: str
+    transports: list[str]  # that it can use, the best first
     compat: str
     layout: dict[str, Any]
+    shard: Shard
 
 
 class Welcome(msgspec.Struct, tag="welcome", frozen=True):
-    """Decode accepts; the offer is what the transport needs to reach the pool."""
+    """Decode accepts; an offer is what a transport needs to reach the pool, by the transport's name."""
 
     engine_id: str
-    offer: bytes
+    offers: dict[str, bytes]
+    shard: Shard
 
 
 class Rejected(msgspec.Struct, tag="rejected", frozen=True):
     """Decode does not accept the connection."""
 
     reason: str
+
+
+class Chosen(msgspec.Struct, tag="chosen", frozen=True):
+    """The first of the transports in both engines' lists that works between them, and why those before it do not."""
+
+    transport: str
+    passed_over: list[str]
 
 
 class Reserve(msgspec.Struct, tag="reserve", frozen=True):
@@ -85,6 +95,7 @@ class Done(msgspec.Struct, tag="done", frozen=True):
     first_tokens: list[int]
     bytes: int
     seconds: float
+    checksum: int | None = None  # CRC-32 of the bytes pushed, in token order
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -107,7 +118,7 @@ class Ping(msgspec.Struct, tag="ping", frozen=True):
 
 
 Message = (
-    Challenge | Hello | Welcome | Rejected | Reserve | Granted | Refused | Done | Abort | Quiet | Ping
+    Challenge | Hello | Welcome | Rejected | Chosen | Reserve | Granted | Refused | Done | Abort | Quiet | Ping
 )  # fmt: skip
 
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

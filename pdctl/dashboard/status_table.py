@@ -157,6 +157,7 @@ _COLUMNS = (
     _Column("RUN", lambda process: _number(process.load.running), 2, right=True),
     _Column("WAIT", _waiting, 2, right=True),
     _Column("KV", _kv_usage, 2, right=True),
+    _Column("VIA", lambda process: Text(",".join(process.load.transports) or "-"), 5),
     _Column("UP", lambda process: Text(format_duration(process.uptime_s)), 9, right=True),
     _Column("RST", _restarts, 10, right=True),
 )

@@ -32,7 +32,7 @@ async def scrape(client: httpx.AsyncClient, url: str, metrics: Mapping[str, str]
     except (httpx.HTTPError, TimeoutError):  # it starts, is busy or has died: its state says which
         return Load()
     samples = parse_samples(answer.text) if answer.status_code == httpx.codes.OK else []
-    return Load.model_validate({name: select(samples, selector) for name, selector in metrics.items()})
+    return Load.model_validate({name: _figure(name, samples, selector) for name, selector in metrics.items()})
 
 
 def parse_samples(text: str) -> list[Sample]:
@@ -47,6 +47,18 @@ def select(samples: list[Sample], selector: str) -> float | None:
     wanted = _labels(labels).items()
     values = [sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items()]
     return sum(values) if values else None
+
+
+def values_of(samples: list[Sample], selector: str, label: str) -> list[str]:
+    """The values of a label in the samples of that name that are not 0, in alphabetical order."""
+    name = selector.partition("{")[0]
+    return sorted(
+        {sample.labels[label] for sample in samples if sample.name == name and sample.value and label in sample.labels}
+    )
+
+
+def _figure(name: str, samples: list[Sample], selector: str) -> float | list[str] | None:
+    return values_of(samples, selector, "transport") if name == "transports" else select(samples, selector)
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -29,6 +29,7 @@ class Load(BaseModel):
     transferred_tokens: float | None = None  # prompt tokens whose KV came from a prefill engine, since start
     locally_computed_tokens: float | None = None  # prompt tokens computed here, since start
     transferred_bytes: float | None = None  # KV bytes received, since start
+    transports: list[str] = []  # by which KV comes or goes now: ipc, rdma, tcp
     requests: float | None = None  # requests finished, since start (router)
 
 

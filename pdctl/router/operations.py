@@ -125,7 +125,18 @@ class Operations:
         bus.publish(Registered(registration, instance.engine_id, news))
         if news:
             await bus.settle()
-        return 200, {"status": "success"}
+        if registration.role != "prefill":
+            return 200, {"status": "success"}
+        return 200, {"status": "success", "decodes": self._decodes_for(registration)}
+
+    def _decodes_for(self, registration: Registration) -> list[dict[str, object]]:
+        """The decode engines that a prefill engine may have to send KV to: it connects before the first request."""
+        live = [instance.registration for instance in self._router.registry.live("decode")]
+        return [
+            {"host_ip": decode.host_ip, "connector_port": decode.connector_port}
+            for decode in live
+            if decode.model == registration.model and decode.protocol == registration.protocol and decode.connector_port
+        ]
 
     async def _abort(self, request: Request) -> Reply:
         if not authorized(self._router.settings.token, request):

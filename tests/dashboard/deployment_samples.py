@@ -19,7 +19,13 @@ def deployment(*processes, **fields):
         or [
             process("router", pid=101, port=8000, cpu_percent=3.2, memory_bytes=50_000_000, uptime_s=100),
             process("prefill-0", pid=102, port=31000, load=Load(running=1, waiting=4)),
-            process("decode-0", pid=103, port=31001, restarts=2, load=Load(running=3, waiting=0, kv_usage=0.83)),
+            process(
+                "decode-0",
+                pid=103,
+                port=31001,
+                restarts=2,
+                load=Load(running=3, waiting=0, kv_usage=0.83, transports=["ipc", "tcp"]),
+            ),
         ],
     )
 

@@ -64,3 +64,16 @@ async def test_what_cannot_be_had_is_left_out(status: int) -> None:
 async def test_nobody_there() -> None:
     async with httpx.AsyncClient() as client:
         assert await scrape(client, "http://127.0.0.1:1/metrics", {"running": "a"}) == Load()
+
+
+async def test_the_transports_in_use_are_those_with_a_connection() -> None:
+    text = """
+links{transport="tcp",peer="a"} 2
+links{transport="ipc",peer="a"} 1
+links{transport="ipc",peer="b"} 0
+links{transport="rdma",peer="b"} 0
+"""
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=text))
+    async with httpx.AsyncClient(transport=transport) as client:
+        assert (await scrape(client, "http://x/metrics", {"transports": "links"})).transports == ["ipc", "tcp"]
+        assert (await scrape(client, "http://x/metrics", {"transports": "others"})).transports == []

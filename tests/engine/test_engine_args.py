@@ -25,19 +25,22 @@ def test_defaults():
     )
     assert (args.metrics_port, args.pd_comm_port, args.router, args.num_blocks) == (0, 0, None, None)
     assert args.prefix_caching
+    assert (args.transfer_protocols, args.rdma_comm_port, args.kv_checksum) == (("ipc", "rdma", "tcp"), 0, False)
 
 
 def test_all_that_is_built():
     flags = (
         "--model m --served-model-name chat --host 0.0.0.0 --advertise-host 10.0.0.1 --port 1 --metrics-port 2 "
-        "--splitwise-role decode --router 0.0.0.0:30000 --cache-transfer-protocol ipc --pd-comm-port 3 "
+        "--splitwise-role decode --router 0.0.0.0:30000 --cache-transfer-protocol tcp,ipc --pd-comm-port 3 "
+        "--rdma-comm-ports 4 --kv-checksum "
         "--tensor-parallel-size 1 --data-parallel-size 1 --max-model-len 100 --max-num-seqs 4 "
         "--max-num-batched-tokens 64 --num-gpu-blocks-override 9 --dtype float32 --threads 2 --no-prefix-caching"
     )
     args = parse_args(flags.split())
     assert (args.served_model_name, args.host, args.advertise_host) == ("chat", "0.0.0.0", "10.0.0.1")
     assert (args.port, args.metrics_port, args.pd_comm_port) == (1, 2, 3)
-    assert (args.role, args.router, args.transfer_protocols) == ("decode", "0.0.0.0:30000", ("ipc",))
+    assert (args.role, args.router, args.transfer_protocols) == ("decode", "0.0.0.0:30000", ("tcp", "ipc"))
+    assert (args.rdma_comm_port, args.kv_checksum) == (4, True)
     assert (args.max_model_len, args.max_num_seqs, args.max_num_batched_tokens, args.num_blocks) == (100, 4, 64, 9)
     assert (args.dtype, args.threads, args.prefix_caching) == ("float32", 2, False)
 
@@ -48,9 +51,9 @@ def test_all_that_is_built():
         ("--tensor-parallel-size 2", "--tensor-parallel-size"),
         ("--data-parallel-size 2", "--data-parallel-size"),
         ("--quantization wint4", "--quantization"),
-        ("--cache-transfer-protocol rdma --splitwise-role prefill", "rdma"),
-        ("--cache-transfer-protocol ipc,rdma", "rdma"),
-        ("--rdma-comm-ports 5", "--rdma-comm-ports"),
+        ("--rdma-comm-ports 5,6", "--rdma-comm-ports: 2 ports for 1 rank"),
+        ("--splitwise-role decode --rdma-comm-ports 5 --pd-comm-port 5", "must differ"),
+        ("--cache-transfer-protocol ipc,tcp,ipc", "named twice"),
         ("--engine-worker-queue-port 5", "one process"),
         ("--cache-queue-port 5", "one process"),
     ],
@@ -70,11 +73,12 @@ def test_what_is_not_built_is_refused(capsys, argv, named):
         ("--max-num-seqs 0", "at least 1"),
         ("--dtype float16", "float16"),
         ("--splitwise-role both", "both"),
-        ("--cache-transfer-protocol tcp", "tcp"),
+        ("--cache-transfer-protocol udp", "udp"),
         ("--cache-transfer-protocol ipc,", "''"),
         ("--pd-comm-port 1,2 --splitwise-role decode", "2 ports"),
         ("--pd-comm-port 5 --splitwise-role prefill", "only decode"),
         ("--pd-comm-port 5", "only decode"),
+        ("--rdma-comm-ports 5 --splitwise-role prefill", "only decode"),
         ("--port 5 --metrics-port 5", "must differ"),
         ("--max-num-seqs 8 --max-num-batched-tokens 4", "--max-num-batched-tokens"),
         ("--host 0.0.0.0 --router localhost:1", "--advertise-host"),

@@ -130,7 +130,7 @@ def test_too_few_or_too_many_ports(tp: int, args: dict[str, Any], said: str):
 
 def test_the_builtin_engine_has_one_port_of_each_kind():
     profile = load_profile("builtin")
-    for role, flag in (("prefill", "rdma-comm-ports"), ("decode", "rdma-comm-ports"), ("decode", "pd-comm-port")):
+    for role, flag in (("decode", "rdma-comm-ports"), ("decode", "pd-comm-port")):
         with pytest.raises(PlanError, match=rf"^{role}\[0\].args.{flag}: 2 port\(s\) given, 1 needed: "):
             engines_of(profile, make_inventory(), **{role: {"args": {flag: "7671,7672"}}})
         assert engines_of(profile, make_inventory(), **{role: {"args": {flag: False}}})

@@ -69,12 +69,13 @@ def test_the_embedded_default():
         *("/usr/bin/python3", "-P", "-m", "engine", "--model", "smollm2-135m-instruct"),
         *("--host", "127.0.0.1", "--advertise-host", "127.0.0.1", "--port", "0", "--metrics-port", "0"),
         *("--splitwise-role", "decode", "--router", "127.0.0.1:8000", "--threads", "2", "--pd-comm-port", "0"),
+        *("--rdma-comm-ports", "0"),
     )
     assert option(prefill, "--splitwise-role") == "prefill"
     assert prefill.env == {"OMP_NUM_THREADS": "2"}
     assert router.ports == {"api": 8000}
     assert prefill.ports == {"api": 0, "metrics": 0}
-    assert decode.ports == {"api": 0, "metrics": 0, "pd-comm": 0}
+    assert decode.ports == {"api": 0, "metrics": 0, "pd-comm": 0, "rdma-comm": 0}
     assert decode.metrics["transferred_tokens"] == 'pdctl:prompt_tokens_by_source_total{source="kv_transfer"}'
     assert router.metrics["requests"] == "pdctl_router_requests_total"
 

@@ -235,6 +235,17 @@ async def test_control_calls_need_the_token():
         assert (await at.post()).status_code == 200
 
 
+async def test_a_prefill_engine_is_told_to_which_decode_engines_it_may_send_kv():
+    async with engine() as p, engine() as d, engine() as e, engine() as f, running(splitwise=True) as at:
+        fields = {"protocol": "builtin", "connector_port": 9000}
+        await at.admit("decode", d, **fields)
+        await at.admit("decode", e, **fields, model="another")
+        await at.admit("decode", f, protocol="builtin")
+        answer = (await at.register("prefill", p, protocol="builtin")).json()
+        assert answer == {"status": "success", "decodes": [{"host_ip": "127.0.0.1", "connector_port": 9000}]}
+        assert (await at.register("decode", d, **fields)).json() == {"status": "success"}
+
+
 async def test_models():
     async with engine() as first, engine() as second, engine() as nameless, running() as at:
         assert (await at.http.get("/v1/models")).json() == {"object": "list", "data": []}

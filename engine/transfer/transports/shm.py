@@ -11,9 +11,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -21,13 +21,14 @@ import torch
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
-from engine.transfer.base import Pushed
+from engine.transfer.base import Computed, Pushed, Target
+from engine.transfer.blocks import Copy, Fit, copies
 from engine.transfer.waits import finish
 
 _KEY_BYTES = 32
 _KEY_TIMEOUT_S = 2.0
 
-_Blocks = np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # [block, byte]
+_Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]  # a whole pool
 
 
 class ShmTransport:
@@ -38,22 +39,27 @@ class ShmTransport:
     def __init__(self, pool: KVPool) -> None:
         self._pool = pool
 
+    async def start(self) -> None:
+        """Nothing is to be done: what another process can reach is known when it tries."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
     def open_inlet(self) -> "ShmInlet":
         """Make the way in for one prefill engine."""
         return ShmInlet(self._pool)
 
-    async def connect(self, offer: bytes) -> "ShmWriter":
+    async def connect(self, offer: bytes, target: Target) -> "ShmWriter":
         """Map the pool behind a decode engine's offer. Raises TransferError with the reason."""
         try:
             terms = msgspec.msgpack.decode(offer, type=_Offer)
         except msgspec.DecodeError as error:
             raise TransferError(f"its shared memory offer is malformed: {error}") from None
-        own = _own_blocks(self._pool)
-        if terms.block_bytes != own.shape[1]:
-            raise TransferError(f"KV block bytes differ: prefill has {own.shape[1]}, decode has {terms.block_bytes}")
+        if terms.boot_id != boot_id():
+            raise TransferError("another host (their boot ids differ)")
         sock, fd = await _fetch_fd(terms)
         try:
-            return ShmWriter(sock, _map(fd, terms), own)
+            return ShmWriter(sock, _map(fd, terms, target), _bytes(self._pool), target.fit)
         except BaseException:
             sock.close()
             raise
@@ -74,8 +80,7 @@ class ShmInlet:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._listener.bind(f"\0{name}")
         self._listener.listen(8)
-        block_bytes = pool.layout.block_bytes
-        self.offer = msgspec.msgpack.encode(_Offer(name, self._key, pool.num_blocks, block_bytes))
+        self.offer = msgspec.msgpack.encode(_Offer(boot_id(), name, self._key, pool.probe))
         self._task = asyncio.create_task(self._watch())
 
     async def drained(self) -> None:
@@ -118,20 +123,20 @@ class ShmInlet:
 class ShmWriter:
     """Writes blocks into a mapped pool, in one thread, so that the pushes of a peer keep their order."""
 
-    def __init__(self, sock: socket.socket, target: _Blocks, own: _Blocks) -> None:
-        self.num_blocks = target.shape[0]
+    def __init__(self, sock: socket.socket, target: _Bytes, own: _Bytes, fit: Fit) -> None:
         self._sock = sock
-        self._target: _Blocks | None = target
+        self._target: _Bytes | None = target
+        self._fit = fit
         self._own = own
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-push")
 
-    async def push(self, source: Sequence[int], target: Sequence[int]) -> Pushed:
+    async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns, or raises, when nothing is being written."""
         if self._target is None:
             raise TransferError("its memory is no longer mapped")
-        runs = list(merge_runs(source, target))
-        copy = asyncio.get_running_loop().run_in_executor(self._thread, _copy, runs, self._own, self._target)
-        return Pushed(len(source) * self._own.shape[1], await finish(copy))
+        runs = copies(source, target, self._fit)
+        copy = asyncio.get_running_loop().run_in_executor(self._thread, _copy, runs, self._own, self._target, after)
+        return Pushed(len(source) * self._fit.nbytes, await finish(copy))
 
     async def close(self) -> None:
         """Wait for the pushes in flight, unmap, then close the socket: decode takes that for the writer's end."""
@@ -143,29 +148,11 @@ class ShmWriter:
             self._sock.close()
 
 
-class Run(NamedTuple):
-    """Neighbouring blocks whose targets are neighbours too: one copy."""
-
-    source: int
-    target: int
-    blocks: int
-
-
-def merge_runs(source: Sequence[int], target: Sequence[int]) -> Iterator[Run]:
-    """Merge pairs of blocks into the longest runs, in order."""
-    start = 0
-    for i in range(1, len(source) + 1):
-        if i < len(source) and source[i] == source[i - 1] + 1 and target[i] == target[i - 1] + 1:
-            continue
-        yield Run(source[start], target[start], i - start)
-        start = i
-
-
 class _Offer(msgspec.Struct, frozen=True):
+    boot_id: str  # of the kernel: containers of one host have the same
     socket: str
     key: bytes
-    num_blocks: int
-    block_bytes: int
+    probe: bytes  # what lies behind the pool's last block
 
 
 async def _fetch_fd(terms: _Offer) -> tuple[socket.socket, int]:
@@ -183,7 +170,7 @@ async def _fetch_fd(terms: _Offer) -> tuple[socket.socket, int]:
     except ConnectionRefusedError:
         sock.close()
         raise TransferError(
-            "its shared memory cannot be reached: 'ipc' needs prefill and decode on one host, in one network namespace"
+            "one host, but other network namespaces (containers?): its shared memory cannot be reached"
         ) from None
     except OSError as error:
         sock.close()
@@ -193,26 +180,35 @@ async def _fetch_fd(terms: _Offer) -> tuple[socket.socket, int]:
         raise
 
 
-def _map(fd: int, terms: _Offer) -> _Blocks:
-    nbytes = terms.num_blocks * terms.block_bytes
+def _map(fd: int, terms: _Offer, target: Target) -> _Bytes:
+    nbytes = target.num_blocks * target.fit.target_stride
     size = os.fstat(fd).st_size
-    if size < nbytes:  # writing past the end of a mapped file is SIGBUS
-        raise TransferError(f"its shared memory has {size} bytes, its offer says {nbytes}")
-    memory = mmap.mmap(fd, nbytes)
-    return np.frombuffer(memory, dtype=np.uint8).reshape(terms.num_blocks, terms.block_bytes)
+    if size < nbytes + len(terms.probe):  # writing past the end of a mapped file is SIGBUS
+        raise TransferError(f"its shared memory has {size} bytes, less than {target.num_blocks} blocks")
+    memory = mmap.mmap(fd, nbytes + len(terms.probe))
+    if memory[nbytes:] != terms.probe:
+        raise TransferError("its shared memory is not the pool that it offered")
+    return np.frombuffer(memory, dtype=np.uint8)[:nbytes]
 
 
-def _own_blocks(pool: KVPool) -> _Blocks:
-    array: _Blocks = pool.tensor.view(-1).view(torch.uint8).view(pool.num_blocks, -1).numpy()
+def _bytes(pool: KVPool) -> _Bytes:
+    array: _Bytes = pool.tensor.view(-1).view(torch.uint8).numpy()
     return array
 
 
-def _copy(runs: list[Run], source: _Blocks, target: _Blocks) -> float:
+def _copy(runs: list[Copy], source: _Bytes, target: _Bytes, after: Computed | None) -> float:
     """Runs in the writer's thread; numpy lets go of the GIL while it copies. Returns the seconds it took."""
+    if after is not None:
+        after.synchronize()
     started = time.perf_counter()
     for run in runs:
-        np.copyto(target[run.target : run.target + run.blocks], source[run.source : run.source + run.blocks])
+        np.copyto(target[run.target : run.target + run.nbytes], source[run.source : run.source + run.nbytes])
     return time.perf_counter() - started
+
+
+def boot_id() -> str:
+    """What this kernel chose at its start: the same for all containers of a host, and for no other host."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _nothing() -> None:

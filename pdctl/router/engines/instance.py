@@ -13,7 +13,7 @@ from pdctl.router.settings import Limits
 from pdctl.router.upstream.pool import Pool, address
 
 Role = Literal["prefill", "decode", "mixed"]
-Transfer = Literal["ipc", "rdma"]
+Transfer = Literal["ipc", "rdma", "tcp"]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 OptionalPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]

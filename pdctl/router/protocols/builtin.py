@@ -23,9 +23,7 @@ class FastDeploy(PdProtocol):
         p, d = prefill.registration, decode.registration
         if d.tp_size not in (1, p.tp_size):
             return f"{decode.name} has tp_size {d.tp_size}, {prefill.name} has {p.tp_size}: decode needs the same or 1"
-        # An engine that lists nothing leaves it open: rdma is then assumed, as other routers do.
-        reachable = all("rdma" in r.transfer_protocol for r in (p, d) if r.transfer_protocol)
-        if reachable or _same_memory(prefill, decode):
+        if _network(prefill, decode) is not None or _same_memory(prefill, decode):
             return None
         return (
             f"{prefill.name} and {decode.name} have no transfer protocol in common that reaches from one to the other"
@@ -43,7 +41,7 @@ class FastDeploy(PdProtocol):
             "decode_connector_port": d.connector_port,
             "decode_device_ids": d.device_ids,
             "decode_rdma_ports": d.rdma_ports,
-            "transfer_protocol": "ipc" if _same_memory(prefill, decode) else "rdma",
+            "transfer_protocol": "ipc" if _same_memory(prefill, decode) else _network(prefill, decode),
             "decode_tp_size": d.tp_size,
         }
         return b'"disaggregate_info":' + msgspec.json.encode(info)
@@ -93,3 +91,9 @@ def _same_memory(prefill: "Instance", decode: "Instance") -> bool:
     p, d = prefill.registration, decode.registration
     both = "ipc" in p.transfer_protocol and "ipc" in d.transfer_protocol
     return both and p.host_ip == d.host_ip and p.tp_size == d.tp_size
+
+
+def _network(prefill: "Instance", decode: "Instance") -> str | None:
+    """What both have that reaches from host to host; an engine that lists nothing leaves it open."""
+    lists = [r.transfer_protocol for r in (prefill.registration, decode.registration) if r.transfer_protocol]
+    return next((name for name in ("rdma", "tcp") if all(name in each for each in lists)), None)

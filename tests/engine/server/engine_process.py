@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -92,6 +93,13 @@ class EngineProcess:
         text = httpx.get(f"http://{LOOPBACK}:{self.ports['metrics']}/metrics", timeout=10).text
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
+
+    def moved(self, direction, transport="ipc"):
+        """KV bytes, whoever the peers are."""
+        found = re.compile(
+            rf'pdctl:kv_transfer_bytes_total{{direction="{direction}",peer="[^"]+",transport="{transport}"}}'
+        )
+        return sum(value for name, value in self.metrics().items() if found.fullmatch(name))
 
     def until_metric(self, name, value):
         """Wait until the engine publishes that."""

@@ -164,14 +164,6 @@ async def test_without_the_router_nothing_is_computed(engine, transfer):
     assert transfer.asked.empty()
 
 
-@both
-async def test_another_transport_is_refused(engine, transfer):
-    status, body = await ask(engine, disaggregate_info={**INFO, "transfer_protocol": "rdma"})
-    assert status == 400
-    assert "rdma" in body["error"]["message"]
-    assert transfer.asked.empty()
-
-
 @decode
 async def test_a_client_that_leaves_as_decoding_starts_aborts_it(engine, transfer, core, state):
     core.pause_after = 0

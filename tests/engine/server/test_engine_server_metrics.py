@@ -3,8 +3,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.server.app import make_metrics_app
-from engine.transfer.base import TransferCounters
+from engine.transfer.counters import TransferCounters
 
+PEER = "10.0.0.1:8101"
 CHAT = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 
@@ -19,13 +20,17 @@ async def samples(client):
 
 @pytest.fixture
 def watched(state, core):
-    counters = TransferCounters("received", "ipc", bytes=4096, seconds=0.5, pushes=3, failures=2)
+    counters = TransferCounters("received", failures=2, pending=7, mismatches=1)
+    counters.pair("ipc", PEER).connected = 1
+    for nbytes, seconds in ((3_000_000_000, 0.5), (1_000_000_000, 1.5)):
+        counters.pair("ipc", PEER).pushed(nbytes, seconds)
+    counters.pair("tcp", PEER)
     state.metrics.watch(core.stats, [counters])
 
 
 async def test_core_and_transfer_counters(client, watched):
     got = await samples(client)
-    moved = (("direction", "received"), ("transport", "ipc"))
+    moved = (("direction", "received"), ("peer", PEER), ("transport", "ipc"))
     assert got["pdctl:num_requests_running",] == 3
     assert got["pdctl:num_requests_waiting",] == 2
     assert got["pdctl:num_requests_held",] == 5
@@ -39,9 +44,14 @@ async def test_core_and_transfer_counters(client, watched):
     assert got["pdctl:prompt_tokens_by_source_total", ("source", "local_compute")] == 30
     assert got["pdctl:prompt_tokens_by_source_total", ("source", "local_cache_hit")] == 16
     assert got["pdctl:prompt_tokens_by_source_total", ("source", "kv_transfer")] == 4
-    assert got["pdctl:kv_transfer_bytes_total", *moved] == 4096
-    assert got["pdctl:kv_transfer_seconds_total", *moved] == 0.5
-    assert got["pdctl:kv_transfer_pushes_total", *moved] == 3
+    assert got["pdctl:kv_transfer_bytes_total", *moved] == 4e9
+    assert got["pdctl:kv_transfer_seconds_total", *moved] == 2
+    assert got["pdctl:kv_transfer_pushes_total", *moved] == 2
+    assert got["pdctl:kv_transfer_gigabytes_per_second", *moved] == 2
+    assert got["pdctl:kv_transfer_connections", *moved] == 1
+    assert got["pdctl:kv_transfer_connections", moved[0], moved[1], ("transport", "tcp")] == 0
+    assert got["pdctl:kv_transfer_pending",] == 7
+    assert got["pdctl:kv_transfer_checksum_mismatches_total",] == 1
     assert got["pdctl:kv_transfer_failed_total",] == 2
 
 

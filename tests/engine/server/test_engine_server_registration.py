@@ -10,6 +10,7 @@ from engine.server.process import _instance
 from engine.server.registration import Registration
 from engine.server.sockets import bind, port_of, serving
 from engine.server.state import Backend
+from engine.transfer.base import Peer
 
 
 class FakeRouter:
@@ -52,6 +53,23 @@ async def test_registers_again_and_again_with_the_token(router, caplog):
             assert await router.next() == ("Bearer s3cret", {"role": "mixed", "port": 7})
         await beat.stop()
     assert [record.levelname for record in caplog.records if "router" in record.message] == ["INFO"]
+
+
+async def test_prefill_is_told_of_the_decode_engines_at_each_beat(router, caplog):
+    told = asyncio.Queue()
+    sock = bind("127.0.0.1", 0, "--port")
+    async with serving(router.app(), sock):
+        beat = Registration(f"127.0.0.1:{port_of(sock)}", None, dict, told.put_nowait)
+        router.answer = (200, {"status": "success", "decodes": [{"host_ip": "10.0.0.2", "connector_port": 9}]})
+        beat.start()
+        async with asyncio.timeout(10):
+            assert await told.get() == await told.get() == [Peer("10.0.0.2", 9)]
+            router.answer = (200, {"status": "success"})
+            while await told.get():
+                pass
+        router.answer = (200, {"decodes": "many"})
+        await seen(caplog, "its answer is not understood")
+        await beat.stop()
 
 
 async def test_a_router_that_comes_back_is_told_again(router, caplog):

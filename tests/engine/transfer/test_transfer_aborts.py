@@ -61,12 +61,12 @@ async def test_prefill_leaves_while_pushing():
     async with engines(held=True) as pair:
         delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
         await pair.prefill_core.compute_all(await pair.submitted())
-        await within(pair.prefill._transport.pushing.wait())
+        await within(pair.prefill._transports[0].pushing.wait())
         delivered.cancel()
         delivered.cancel()  # impatience changes nothing: the write cannot be called back
         assert await lost_within(pair.prefill_core.released, 0.2)
         assert not received.done()
-        pair.prefill._transport.gate.set_result(None)
+        pair.prefill._transports[0].gate.set_result(None)
         with pytest.raises(asyncio.CancelledError):
             await within(delivered)
         with pytest.raises(TransferError, match="aborted"):
@@ -148,13 +148,13 @@ async def test_a_late_write_cannot_land_in_reused_blocks():
     async with engines(held=True) as pair:
         delivered, received = pair.deliver(request("r", 2 * BLOCK)), pair.receive(request("r", 2 * BLOCK))
         await pair.prefill_core.compute_all(await pair.submitted())
-        await within(pair.prefill._transport.pushing.wait())
+        await within(pair.prefill._transports[0].pushing.wait())
         await cancelled(received)
         assert await lost_within(pair.decode_core.cancelled, 0.3)
         assert len(pair.decode_core.blocks.free) == pair.decode_core.blocks.total - 2
         assert not pair.decode_core.pool.tensor.any()
 
-        pair.prefill._transport.gate.set_result(None)
+        pair.prefill._transports[0].gate.set_result(None)
         freed = await within(pair.decode_core.cancelled.get())
         assert pair.decode_core.pool.tensor[freed.block_table].all()  # it was indeed written after the abort
         with pytest.raises(TransferError, match="aborted"):
@@ -166,13 +166,13 @@ async def test_a_lost_connection_does_not_free_blocks_that_are_being_written():
     async with engines(held=True) as pair:
         delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
         await pair.prefill_core.compute_all(await pair.submitted())
-        await within(pair.prefill._transport.pushing.wait())
+        await within(pair.prefill._transports[0].pushing.wait())
         [link] = [link.result() for link in pair.prefill._links.values()]
         link._channel._writer.transport.abort()
         with pytest.raises(TransferError, match=f"prefill {PREFILL} is lost"):
             await within(received)
         assert await lost_within(pair.decode_core.cancelled, 0.3)
-        pair.prefill._transport.gate.set_result(None)
+        pair.prefill._transports[0].gate.set_result(None)
         await within(pair.decode_core.cancelled.get())
         with pytest.raises(TransferError, match=f"decode {DECODE} is lost"):
             await within(delivered)

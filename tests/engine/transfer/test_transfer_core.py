@@ -29,9 +29,10 @@ from engine.scheduler.batch import Batch
 from engine.scheduler.handoff import Prefilled
 from engine.scheduler.request import Request, SamplingParams, Token
 from engine.transfer.base import Peer
+from engine.transfer.checksum import PoolChecksum
 from engine.transfer.receiver import DecodeTransfer
 from engine.transfer.sender import PrefillTransfer
-from engine.transfer.shm import ShmTransport
+from engine.transfer.transports.shm import ShmTransport
 
 MAX_LENGTH = 160
 
@@ -118,8 +119,12 @@ class Engine:
 async def pd_pair(blocks: int) -> AsyncIterator[tuple[Engine, Engine, Peer, DecodeTransfer]]:
     """A prefill and a decode engine with real cores."""
     prefill, decode = Engine(blocks), Engine(blocks, shared=True)
-    prefill.transfer = PrefillTransfer(ShmTransport(prefill.pool), identity(PREFILL), block_size=BLOCK)
-    receiver = DecodeTransfer(ShmTransport(decode.pool), identity("decode"))
+    prefill.transfer = PrefillTransfer(
+        [ShmTransport(prefill.pool)], identity(PREFILL, prefill.pool.num_blocks), block_size=BLOCK
+    )
+    receiver = DecodeTransfer(
+        [ShmTransport(decode.pool)], identity("decode", decode.pool.num_blocks), PoolChecksum(decode.pool)
+    )
     prefill.transfer.start(prefill.core)
     port = await receiver.start(decode.core, "127.0.0.1", 0)
     prefill.core.start()
@@ -243,7 +248,8 @@ async def test_a_thousand_transfers_leave_nothing_behind():
         assert all(now <= then for now, then in zip(rest_after, rest, strict=True))
         assert objects_after - objects < 500
         assert not errors  # such as an exception of a connection's task
-        assert pair.decode.counters.pushes > 700
+        assert pair.decode.counters.pairs["ipc", PREFILL].pushes > 700
+        assert (pair.prefill.counters.pending, pair.decode.counters.pending) == (0, 0)
         for worker in workers:
             worker.cancel()
         await asyncio.wait(workers)

@@ -20,6 +20,7 @@ from transfer_harness import (
 
 from engine.errors import RequestError, TransferError
 from engine.kv.pool import KVPool
+from engine.transfer.base import Peer
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 100])
@@ -39,9 +40,10 @@ async def test_the_prompts_kv_arrives(tokens: int, chunk: int):
         assert read_prompt(pair.decode_core.pool, reservation.block_table, tokens) == prompt
         blocks = -(-tokens // BLOCK)
         assert result.bytes == blocks * LAYOUT.block_bytes
-        assert pair.prefill.counters.bytes == pair.decode.counters.bytes == result.bytes
-        assert pair.prefill.counters.seconds == pair.decode.counters.seconds > 0
-        assert pair.decode.counters.pushes == 1
+        sent, received = pair.prefill.counters.pairs["ipc", DECODE], pair.decode.counters.pairs["ipc", PREFILL]
+        assert sent.bytes == received.bytes == result.bytes
+        assert sent.seconds == received.seconds > 0
+        assert (sent.connected, received.connected, received.pushes) == (1, 1, 1)
         pair.decode_core.finish(reservation)
         pair.check_idle()
 
@@ -51,13 +53,13 @@ async def test_a_chunk_is_pushed_while_the_next_is_computed():
         delivered = pair.deliver(request("r", 40))
         computing = await pair.submitted()
         await pair.prefill_core.compute(computing, 0, 15)
-        assert not pair.prefill._transport.pushing.is_set()  # no block is complete
+        assert not pair.prefill._transports[0].pushing.is_set()  # no block is complete
         await pair.prefill_core.compute(computing, 15, 33)
-        await within(pair.prefill._transport.pushing.wait())
-        pair.prefill._transport.gate.set_result(None)
+        await within(pair.prefill._transports[0].pushing.wait())
+        pair.prefill._transports[0].gate.set_result(None)
         await pair.prefill_core.compute(computing, 33, 40, [7])
         await within(delivered)
-        assert pair.prefill.counters.pushes == 2
+        assert pair.prefill.counters.pairs["ipc", DECODE].pushes == 2
 
 
 async def test_blocks_that_decode_has_cached_are_left_alone():
@@ -104,6 +106,27 @@ async def test_many_requests_at_once_keep_their_kv_apart():
             started, reservation, _ = pair.decode_core.started.get_nowait()
             prompt = prompts[started.request_id]
             assert read_prompt(pair.decode_core.pool, reservation.block_table, len(prompt)) == prompt
+
+
+async def test_engines_that_meet_are_connected_before_the_first_request():
+    async with engines() as pair:
+        for _ in range(3):
+            pair.prefill.meet([pair.peer])
+        await within(pair.prefill._link(pair.peer))
+        assert pair.prefill.connected_decodes == [DECODE]
+        [connection] = pair.prefill._connections
+        pair.prefill.meet([pair.peer])
+        assert pair.prefill._connections == {connection}
+
+
+async def test_a_decode_engine_that_cannot_be_met_is_logged_once_and_tried_again(caplog: pytest.LogCaptureFixture):
+    async with engines() as pair:
+        nobody = Peer("127.0.0.1", 1)
+        for _ in range(2):
+            pair.prefill.meet([nobody])
+            assert pair.prefill._connections
+            await within(asyncio.wait(pair.prefill._connections))
+        assert caplog.text.count(f"cannot send KV to decode {nobody}") == 1
 
 
 async def test_one_connection_serves_all_requests_and_is_made_anew_after_a_loss():

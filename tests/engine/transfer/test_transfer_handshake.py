@@ -64,23 +64,23 @@ async def test_another_wire_version_is_rejected_with_both_values(pool: KVPool, m
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
         hello = handshake.Hello
         monkeypatch.setattr(handshake, "Hello", lambda version, *rest: hello(99, *rest))
-        with pytest.raises(TransferError, match="KV wire version differs: prefill has 99, decode has 1"):
-            await within(introduce(channel, identity("p"), "ipc"))
+        with pytest.raises(TransferError, match="KV wire version differs: prefill has 99, decode has 2"):
+            await within(introduce(channel, identity("p"), ["ipc"]))
         channel.close()
 
 
 async def test_another_transport_is_rejected_with_both_values(pool: KVPool):
     async with decode_side(pool) as (_, _, peer):
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
-        with pytest.raises(TransferError, match="KV transport differs: prefill has rdma, decode has ipc"):
-            await within(introduce(channel, identity("p"), "rdma"))
+        with pytest.raises(TransferError, match="no KV transport in common: prefill has rdma, decode has ipc"):
+            await within(introduce(channel, identity("p"), ["rdma"]))
         channel.close()
 
 
 async def test_without_a_token_of_its_own_decode_asks_for_none(pool: KVPool):
     async with decode_side(pool, token=None) as (_, _, peer):
         channel = Channel(*await asyncio.open_connection(*peer), LIMITS)
-        assert isinstance(await within(introduce(channel, identity("p"), "ipc")), Welcome)
+        assert isinstance(await within(introduce(channel, identity("p"), ["ipc"])), Welcome)
         channel.close()
 
 
@@ -95,7 +95,7 @@ async def test_the_token_never_travels():
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0)
     channel = Channel(*await asyncio.open_connection(*server.sockets[0].getsockname()), LIMITS)
-    task = asyncio.create_task(introduce(channel, identity("p"), "ipc"))
+    task = asyncio.create_task(introduce(channel, identity("p"), ["ipc"]))
     await asyncio.wait({task}, timeout=0.2)
     channel.close()
     await asyncio.wait({task})

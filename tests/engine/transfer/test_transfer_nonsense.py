@@ -10,7 +10,7 @@ from engine.errors import TransferError
 from engine.kv.pool import KVPool
 from engine.transfer.base import Peer
 from engine.transfer.handshake import introduce
-from engine.transfer.wire import Abort, Channel, ChannelError, Done, Granted, Quiet, Refused, Reserve
+from engine.transfer.wire import Abort, Channel, ChannelError, Chosen, Done, Granted, Quiet, Refused, Reserve
 
 
 class PrefillByHand:
@@ -22,7 +22,8 @@ class PrefillByHand:
     @staticmethod
     async def connect(peer: Peer, limits: TransferLimits) -> "PrefillByHand":
         channel = Channel(*await asyncio.open_connection(*peer), limits)
-        await introduce(channel, identity(PREFILL), "ipc")
+        await introduce(channel, identity(PREFILL), ["ipc"])
+        channel.send(Chosen("ipc", []))
         return PrefillByHand(channel)
 
     async def says(self, message: object) -> object:

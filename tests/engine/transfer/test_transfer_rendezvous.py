@@ -6,7 +6,8 @@ import pytest
 from transfer_harness import LIMITS, PREFILL, DecodeCoreDouble, TransferLimits, within
 
 from engine.errors import TransferError
-from engine.transfer.inbound import Inbound
+from engine.transfer.blocks import Fit
+from engine.transfer.inbound import Inbound, Prefill
 from engine.transfer.rendezvous import Rendezvous
 from engine.transfer.wire import Message, Reserve
 
@@ -19,7 +20,7 @@ def core(pool) -> DecodeCoreDouble:
 @pytest.fixture
 async def inbound(core: DecodeCoreDouble) -> Inbound:
     said: list[Message] = []
-    return Inbound(Reserve("r", 1, [1]), PREFILL, core, said.append, lambda _: None)
+    return Inbound(Reserve("r", 1, [1]), Prefill(PREFILL, "ipc", Fit(1, 1, 0, 0, 1)), core, said.append, lambda _: None)
 
 
 async def waiting_claim(rendezvous: Rendezvous) -> "asyncio.Task[Inbound]":

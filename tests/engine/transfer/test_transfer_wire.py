@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from transfer_harness import LIMITS, TransferLimits, within
 
 from engine.transfer import wire
+from engine.transfer.blocks import Shard
 from engine.transfer.wire import (
     Abort,
     Challenge,
     Channel,
     ChannelError,
+    Chosen,
     Done,
     Granted,
     Hello,
@@ -28,18 +30,28 @@ from engine.transfer.wire import (
 )
 
 _tokens = st.lists(st.integers(0, 2**31 - 1))
+_crcs = st.integers(0, 2**32 - 1)
 _nonces = st.integers(0, 2**63 - 1)
+_shards = st.builds(Shard, *[st.integers(0, 2**40)] * 4)
 _messages = st.one_of(
     st.builds(Challenge, st.binary()),
     st.builds(
-        Hello, st.integers(0, 9), st.text(), st.binary(), st.text(), st.text(), st.just({"shape": [1, 2], "dtype": "f"})
+        Hello,
+        st.integers(0, 9),
+        st.text(),
+        st.binary(),
+        st.lists(st.text()),
+        st.text(),
+        st.just({"shape": [1, 2], "dtype": "f"}),
+        _shards,
     ),
-    st.builds(Welcome, st.text(), st.binary()),
+    st.builds(Welcome, st.text(), st.dictionaries(st.text(), st.binary()), _shards),
     st.builds(Rejected, st.text()),
+    st.builds(Chosen, st.text(), st.lists(st.text())),
     st.builds(Reserve, st.text(), _nonces, _tokens),
     st.builds(Granted, st.text(), _nonces, _tokens, st.integers(0, 2**20)),
     st.builds(Refused, st.text(), _nonces, st.text(), st.integers(400, 599)),
-    st.builds(Done, st.text(), _nonces, _tokens, st.integers(0, 2**62), st.floats(0, 1e6)),
+    st.builds(Done, st.text(), _nonces, _tokens, st.integers(0, 2**62), st.floats(0, 1e6), st.none() | _crcs),
     st.builds(Abort, st.text(), _nonces, st.text()),
     st.builds(Quiet, st.text(), _nonces),
 )

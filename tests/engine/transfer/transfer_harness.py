@@ -15,10 +15,12 @@ from engine.errors import RequestError
 from engine.kv.pool import KVLayout, KVPool
 from engine.scheduler.handoff import Prefilled, Reservation
 from engine.scheduler.request import Request, SamplingParams
-from engine.transfer.base import Identity, Peer, Pushed, TransferLimits, Transport, Writer
+from engine.transfer.base import Computed, Identity, Peer, Pushed, Target, TransferLimits, Transport, Writer
+from engine.transfer.blocks import Shard
+from engine.transfer.checksum import PoolChecksum
 from engine.transfer.receiver import DecodeTransfer
 from engine.transfer.sender import Delivered, PrefillTransfer
-from engine.transfer.shm import ShmTransport
+from engine.transfer.transports.shm import ShmTransport
 from engine.transfer.waits import finish
 
 BLOCK = 16
@@ -58,9 +60,17 @@ def request(request_id: str, prompt: Sequence[int] | int = 40, n: int = 1) -> Re
     return Request(request_id, tokens, SamplingParams(max_tokens=8, n=n))
 
 
-def identity(engine_id: str, **changes: object) -> Identity:
+def shard(pool: KVPool) -> Shard:
+    """What a pool holds: all KV heads."""
+    heads = pool.layout.num_kv_heads
+    return Shard(0, heads, pool.layout.block_bytes // heads, pool.num_blocks)
+
+
+def identity(engine_id: str, blocks: int = 64, **changes: object) -> Identity:
     """What an engine of the test deployment says about itself."""
-    facts = {"compat": "0123456789abcdef", "layout": LAYOUT.describe(), "token": "the deployment's token"}
+    heads = LAYOUT.num_kv_heads
+    facts = {"shard": Shard(0, heads, LAYOUT.block_bytes // heads, blocks)}
+    facts |= {"compat": "0123456789abcdef", "layout": LAYOUT.describe(), "token": "the deployment's token"}
     return Identity(engine_id, **{**facts, **changes})
 
 
@@ -177,6 +187,9 @@ class DecodeCoreDouble:
         return future
 
     def grant(self, request_id: str, prompt: list[int], future: Future[Reservation]) -> None:
+        if len(self.blocks.free) * BLOCK < len(prompt):
+            future.set_exception(RequestError("the pool is full", status=503))
+            return
         table = self.blocks.take(len(prompt))
         future.set_result(Reservation(request_id, prompt, table, self.cached_tokens))
 
@@ -199,21 +212,20 @@ class HeldTransport:
 
     def __init__(self, pool: KVPool) -> None:
         self._inner = ShmTransport(pool)
-        self.open_inlet = self._inner.open_inlet
+        self.open_inlet, self.start, self.close = self._inner.open_inlet, self._inner.start, self._inner.close
         self.gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.pushing = asyncio.Event()
 
-    async def connect(self, offer: bytes) -> Writer:
-        return _HeldWriter(self, await self._inner.connect(offer))
+    async def connect(self, offer: bytes, target: Target) -> Writer:
+        return _HeldWriter(self, await self._inner.connect(offer, target))
 
 
 class _HeldWriter:
     def __init__(self, held: HeldTransport, inner: Writer) -> None:
-        self.num_blocks = inner.num_blocks
         self._held = held
         self._inner = inner
 
-    async def push(self, source: Sequence[int], target: Sequence[int]) -> Pushed:
+    async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         return await finish(asyncio.ensure_future(self._push(source, target)))
 
     async def _push(self, source: Sequence[int], target: Sequence[int]) -> Pushed:
@@ -260,11 +272,16 @@ class Pair:
 
 @asynccontextmanager
 async def decode_side(
-    pool: KVPool, *, limits: TransferLimits = LIMITS, transport: Transport | None = None, **changes: object
+    pool: KVPool, *, limits: TransferLimits = LIMITS, transports: Sequence[Transport] = (), **changes: object
 ) -> AsyncIterator[tuple[DecodeTransfer, DecodeCoreDouble, Peer]]:
     """A decode engine that takes KV."""
     core = DecodeCoreDouble(pool)
-    decode = DecodeTransfer(transport or ShmTransport(pool), identity(DECODE, **changes), limits=limits)
+    decode = DecodeTransfer(
+        transports or [ShmTransport(pool)],
+        identity(DECODE, pool.num_blocks, **changes),
+        PoolChecksum(pool),
+        limits=limits,
+    )
     port = await decode.start(core, "127.0.0.1", 0)
     try:
         yield decode, core, Peer("127.0.0.1", port)
@@ -274,11 +291,18 @@ async def decode_side(
 
 @asynccontextmanager
 async def prefill_side(
-    pool: KVPool, *, limits: TransferLimits = LIMITS, transport: Transport | None = None, **changes: object
+    pool: KVPool,
+    *,
+    limits: TransferLimits = LIMITS,
+    transports: Sequence[Transport] = (),
+    checksum: PoolChecksum | None = None,
+    **changes: object,
 ) -> AsyncIterator[tuple[PrefillTransfer, PrefillCoreDouble]]:
     """A prefill engine that sends KV."""
-    transport = transport or ShmTransport(pool)
-    prefill = PrefillTransfer(transport, identity(PREFILL, **changes), block_size=BLOCK, limits=limits)
+    own = identity(PREFILL, pool.num_blocks, **changes)
+    prefill = PrefillTransfer(
+        transports or [ShmTransport(pool)], own, block_size=BLOCK, limits=limits, checksum=checksum
+    )
     core = PrefillCoreDouble(pool, prefill)
     prefill.start(core)
     try:
@@ -291,10 +315,10 @@ async def prefill_side(
 async def engines(*, blocks: int = 64, limits: TransferLimits = LIMITS, held: bool = False) -> AsyncIterator[Pair]:
     """A pair; with held, its pushes wait for the gate of `pair.prefill._transport`."""
     source, target = KVPool(LAYOUT, blocks, shared=False), KVPool(LAYOUT, blocks, shared=True)
-    transport = HeldTransport(source) if held else None
+    transports = [HeldTransport(source)] if held else []
     with closing(target):
         async with (
             decode_side(target, limits=limits) as (decode, decode_core, peer),
-            prefill_side(source, limits=limits, transport=transport) as (prefill, prefill_core),
+            prefill_side(source, limits=limits, transports=transports) as (prefill, prefill_core),
         ):
             yield Pair(prefill, prefill_core, decode, decode_core, peer)

@@ -1,6 +1,7 @@
 """Engines in processes of their own, for tests that stop and kill them. They run on uvloop, as the engine may."""
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -11,16 +12,20 @@ from typing import Any
 
 import numpy as np
 import uvloop
-from transfer_harness import LAYOUT, LIMITS, TransferLimits, decode_side, prefill_side, request
+from transfer_harness import LAYOUT, LIMITS, DecodeCoreDouble, TransferLimits, decode_side, prefill_side, request
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
-from engine.transfer import shm
 from engine.transfer.base import Peer
+from engine.transfer.blocks import Copy
+from engine.transfer.doorway import Doorway
+from engine.transfer.receiver import DecodeTransfer
+from engine.transfer.transports import shm
+from engine.transfer.transports.usable import start_usable
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 # The test folder is not on the fork server's path, and importing torch is what takes long.
-FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.shm", "engine.transfer.sender"])
+FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.transports.shm", "engine.transfer.sender"])
 BLOCKS = 64
 
 
@@ -62,6 +67,21 @@ class EngineProcess:
 
 
 @asynccontextmanager
+async def decode_over(
+    transport: str, pool: KVPool, limits: TransferLimits = LIMITS
+) -> AsyncIterator[tuple[DecodeTransfer, DecodeCoreDouble, Peer]]:
+    """A decode engine in this process that has one transport."""
+    doorway = Doorway()
+    await doorway.open("127.0.0.1", 0)
+    transports = await start_usable([transport], pool, doorway)
+    try:
+        async with decode_side(pool, limits=limits, transports=transports) as decode:
+            yield decode
+    finally:
+        await doorway.close()
+
+
+@asynccontextmanager
 async def prefill_process(
     peer: Peer, *, limits: TransferLimits = LIMITS, writes_until: Any = None
 ) -> AsyncIterator[EngineProcess]:
@@ -77,9 +97,19 @@ async def prefill_process(
 
 
 @asynccontextmanager
-async def decode_process() -> AsyncIterator[tuple[EngineProcess, Peer]]:
+async def flooding_prefill_process(peer: Peer, transport: str, limits: TransferLimits) -> AsyncIterator[EngineProcess]:
+    """A prefill engine that is told numbers, and delivers `flood_prompt(number)` for each, several at once."""
+    engine = EngineProcess(_flood_main, peer, transport, limits)
+    try:
+        yield engine
+    finally:
+        engine.end()
+
+
+@asynccontextmanager
+async def decode_process(transport: str = "ipc") -> AsyncIterator[tuple[EngineProcess, Peer]]:
     """A decode engine that grants what it is asked for."""
-    engine = EngineProcess(_decode_main)
+    engine = EngineProcess(_decode_main, transport)
     try:
         yield engine, await engine.hears()
     finally:
@@ -105,21 +135,50 @@ async def _prefill(pipe: Connection, peer: Peer, limits: TransferLimits) -> None
 
 
 def _endless_copy(pipe: Connection, until: Any) -> Any:
-    def copy(runs: list[shm.Run], source: object, target: np.ndarray[Any, Any]) -> float:
+    def copy(runs: list[Copy], source: object, target: np.ndarray[Any, Any], after: object) -> float:
         pipe.send("writing")
         while not until.is_set():
             for run in runs:
-                target[run.target : run.target + run.blocks] = 1
+                target[run.target : run.target + run.nbytes] = 1
         return 0.0
 
     return copy
 
 
-def _decode_main(pipe: Connection) -> None:
-    uvloop.run(_decode(pipe))
+def flood_prompt(number: int) -> list[int]:
+    """A prompt of 8 to 200 tokens that no other number has."""
+    return [number * 7 + 1 + i % 5 for i in range(8 + number * 37 % 193)]
 
 
-async def _decode(pipe: Connection) -> None:
-    async with decode_side(KVPool(LAYOUT, BLOCKS, shared=True)) as (_, _, peer):
+def _flood_main(pipe: Connection, peer: Peer, transport: str, limits: TransferLimits) -> None:
+    uvloop.run(_flood(pipe, peer, transport, limits))
+
+
+async def _flood(pipe: Connection, peer: Peer, transport: str, limits: TransferLimits) -> None:
+    pool = KVPool(LAYOUT, BLOCKS)
+    transports = await start_usable([transport], pool, Doorway())
+    async with prefill_side(pool, limits=limits, transports=transports) as (prefill, core):
+
+        async def compute() -> None:
+            while True:
+                await core.compute_all(await core.submitted.get(), chunk=48)
+
+        async def deliver(number: int) -> None:
+            with contextlib.suppress(TransferError):
+                await prefill.deliver(request(f"r{number}", flood_prompt(number)), peer)
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(compute())
+            while True:
+                (number,) = await asyncio.to_thread(pipe.recv)
+                tasks.create_task(deliver(number))
+
+
+def _decode_main(pipe: Connection, transport: str) -> None:
+    uvloop.run(_decode(pipe, transport))
+
+
+async def _decode(pipe: Connection, transport: str) -> None:
+    async with decode_over(transport, KVPool(LAYOUT, BLOCKS, shared=True)) as (_, _, peer):
         pipe.send(peer)
         await asyncio.to_thread(pipe.recv)

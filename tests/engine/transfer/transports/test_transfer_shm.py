@@ -3,7 +3,6 @@
 import asyncio
 import ctypes
 import gc
-import itertools
 import os
 import random
 import socket
@@ -13,41 +12,25 @@ from contextlib import ExitStack, closing
 import msgspec
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from transfer_harness import kernel_objects, within
+from transfer_harness import kernel_objects, shard, within
 from transfer_processes import FORKSERVER
 
 from engine.errors import TransferError
 from engine.kv.pool import KVLayout, KVPool
-from engine.transfer import shm
-from engine.transfer.shm import Run, ShmTransport, merge_runs
+from engine.transfer.base import Target
+from engine.transfer.blocks import fit
+from engine.transfer.transports import shm
+from engine.transfer.transports.shm import ShmTransport
 from tests.engine.memory_files import memory_files
 
 CLONE_NEWNET = 0x40000000
 
 Pools = Callable[..., tuple[KVPool, KVPool]]
 
-_pairs = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)))
 
-
-@given(_pairs)
-def test_merged_runs_are_the_same_copies_in_order(pairs: list[tuple[int, int]]):
-    source, target = [a for a, _ in pairs], [b for _, b in pairs]
-    runs = list(merge_runs(source, target))
-    assert [(run.source + i, run.target + i) for run in runs for i in range(run.blocks)] == pairs
-
-
-@given(_pairs)
-def test_merged_runs_are_as_long_as_they_can_be(pairs: list[tuple[int, int]]):
-    runs = list(merge_runs([a for a, _ in pairs], [b for _, b in pairs]))
-    for one, two in itertools.pairwise(runs):
-        assert (one.source + one.blocks, one.target + one.blocks) != (two.source, two.target)
-
-
-def test_neighbours_are_one_run():
-    assert list(merge_runs([3, 4, 5, 9], [7, 8, 9, 10])) == [Run(3, 7, 3), Run(9, 10, 1)]
-    assert list(merge_runs([], [])) == []
+def to(source: KVPool, target: KVPool) -> Target:
+    """The target pool as a writer with the source pool sees it."""
+    return Target("127.0.0.1", target.num_blocks, fit(shard(source), shard(target)))
 
 
 def source_pool(blocks: int = 32, dtype: torch.dtype = torch.bfloat16) -> KVPool:
@@ -76,7 +59,7 @@ async def test_any_blocks_go_to_any_places(pools: Pools, dtype: torch.dtype):
     source, target = pools(dtype=dtype)
     expected = target.tensor.clone()
     inlet = ShmTransport(target).open_inlet()
-    writer = await within(ShmTransport(source).connect(inlet.offer))
+    writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     for size in (0, 1, 2, 7, 32):
         from_blocks, to_blocks = random.sample(range(32), size), random.sample(range(32), size)
         pushed = await within(writer.push(from_blocks, to_blocks))
@@ -90,7 +73,7 @@ async def test_any_blocks_go_to_any_places(pools: Pools, dtype: torch.dtype):
 async def test_a_cancelled_push_ends_before_it_raises(pools: Pools, monkeypatch: pytest.MonkeyPatch):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
-    writer = await within(ShmTransport(source).connect(inlet.offer))
+    writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     loop, copy = asyncio.get_running_loop(), shm._copy
     copying, go_on = asyncio.Event(), asyncio.Event()
 
@@ -119,7 +102,7 @@ async def test_a_cancelled_push_ends_before_it_raises(pools: Pools, monkeypatch:
 async def test_drained_waits_for_the_writers_end(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
-    writer = await within(ShmTransport(source).connect(inlet.offer))
+    writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     drained = asyncio.create_task(inlet.drained())
     await asyncio.wait({drained}, timeout=0.1)
     assert not drained.done()
@@ -131,16 +114,16 @@ async def test_after_draining_nobody_gets_in(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
     await within(inlet.drained())
-    with pytest.raises(TransferError, match="one host, in one network namespace"):
-        await within(ShmTransport(source).connect(inlet.offer))
+    with pytest.raises(TransferError, match="one host, but other network namespaces"):
+        await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
 
 
 async def test_an_inlet_admits_one_writer(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
-    writer = await within(ShmTransport(source).connect(inlet.offer))
+    writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     with pytest.raises(TransferError):
-        await within(ShmTransport(source).connect(inlet.offer))
+        await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     await within(writer.close())
     await within(inlet.drained())
 
@@ -151,8 +134,8 @@ async def test_the_wrong_key_gets_nothing_and_keeps_nobody_out(pools: Pools, key
     inlet = ShmTransport(target).open_inlet()
     offer = msgspec.msgpack.decode(inlet.offer)
     with pytest.raises(TransferError, match="did not hand out its shared memory"):
-        await within(ShmTransport(source).connect(msgspec.msgpack.encode({**offer, "key": key})))
-    writer = await within(ShmTransport(source).connect(inlet.offer))
+        await within(ShmTransport(source).connect(msgspec.msgpack.encode({**offer, "key": key}), to(source, target)))
+    writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     await within(writer.close())
     inlet.close()
 
@@ -163,7 +146,7 @@ async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(pools: Poo
     inlet = ShmTransport(target).open_inlet()
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.connect("\0" + msgspec.msgpack.decode(inlet.offer)["socket"])
-        writer = await within(ShmTransport(source).connect(inlet.offer))
+        writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
     await within(writer.close())
     inlet.close()
 
@@ -171,10 +154,10 @@ async def test_a_stranger_that_says_nothing_keeps_nobody_out_for_long(pools: Poo
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"block_bytes": 64}, "KV block bytes differ: prefill has 3072, decode has 64"),
-        ({"num_blocks": 1 << 20}, "its shared memory has 98304 bytes, its offer says 3221225472"),
-        ({"num_blocks": "many"}, "its shared memory offer is malformed"),
-        ({"socket": "pdctl-kv-nobody"}, "'ipc' needs prefill and decode on one host, in one network namespace"),
+        ({"boot_id": "another"}, "another host"),
+        ({"probe": b"x" * 16}, "its shared memory is not the pool that it offered"),
+        ({"socket": 5}, "its shared memory offer is malformed"),
+        ({"socket": "pdctl-kv-nobody"}, "one host, but other network namespaces"),
     ],
 )
 async def test_an_offer_that_does_not_fit_is_refused(pools: Pools, change: dict[str, object], reason: str):
@@ -182,7 +165,7 @@ async def test_an_offer_that_does_not_fit_is_refused(pools: Pools, change: dict[
     inlet = ShmTransport(target).open_inlet()
     offer = msgspec.msgpack.encode({**msgspec.msgpack.decode(inlet.offer), **change})
     with pytest.raises(TransferError, match=reason):
-        await within(ShmTransport(source).connect(offer))
+        await within(ShmTransport(source).connect(offer, to(source, target)))
     inlet.close()
 
 
@@ -196,7 +179,7 @@ async def test_nothing_is_left_in_the_process(pools: Pools):
 
     async def connect_and_close() -> None:
         inlet = ShmTransport(target).open_inlet()
-        writer = await within(ShmTransport(source).connect(inlet.offer))
+        writer = await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
         await within(writer.push([1], [2]))
         await within(writer.close())
         await within(inlet.drained())
@@ -215,7 +198,7 @@ def _connect_from_elsewhere(offer: bytes) -> str:
         return "not permitted"
     source = source_pool(blocks=1)
     try:
-        asyncio.run(ShmTransport(source).connect(offer))
+        asyncio.run(ShmTransport(source).connect(offer, to(source, source)))
     except TransferError as error:
         return str(error)
     return "connected"
@@ -229,4 +212,4 @@ async def test_another_network_namespace_is_refused_clearly(pools: Pools):
     inlet.close()
     if outcome == "not permitted":
         pytest.skip("making a network namespace is not permitted here")
-    assert "prefill and decode on one host, in one network namespace" in outcome
+    assert "one host, but other network namespaces" in outcome

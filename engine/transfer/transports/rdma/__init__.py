@@ -1,0 +1,1 @@
+"""The RDMA transport, for InfiniBand and RoCE, through pyverbs."""

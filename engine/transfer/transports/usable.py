@@ -1,0 +1,47 @@
+"""The transports that an engine was asked to use, as far as this machine has what they need."""
+
+import logging
+from collections.abc import Sequence
+
+from engine.errors import EngineError, TransferError
+from engine.kv.pool import KVPool
+from engine.transfer.base import Transport
+from engine.transfer.doorway import Doorway
+from engine.transfer.transports.shm import ShmTransport
+
+logger = logging.getLogger(__name__)
+
+
+async def start_usable(names: Sequence[str], pool: KVPool, doorway: Doorway) -> list[Transport]:
+    """Start the named transports, in that order; EngineError if none can be used."""
+    usable: list[Transport] = []
+    reasons: list[str] = []
+    for name in names:
+        transport = _make(name, pool, doorway)
+        try:
+            await transport.start()
+        except TransferError as error:
+            reasons.append(f"{name}: {error}")
+            logger.info("KV transport %s is not usable here: %s", name, error)
+            continue
+        usable.append(transport)
+    if not usable:
+        raise EngineError(f"--cache-transfer-protocol {','.join(names)}: none is usable here: {'; '.join(reasons)}")
+    logger.info("KV transports: %s", ", ".join(transport.name for transport in usable))
+    return usable
+
+
+def _make(name: str, pool: KVPool, doorway: Doorway) -> Transport:
+    match name:
+        case "ipc":
+            return ShmTransport(pool)
+        case "rdma":
+            from engine.transfer.transports.rdma.transport import RdmaTransport
+
+            return RdmaTransport(pool, doorway)
+        case "tcp":
+            from engine.transfer.transports.tcp import TcpTransport
+
+            return TcpTransport(pool, doorway)
+        case _:
+            raise ValueError(f"no KV transport is called {name!r}")
