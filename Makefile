@@ -12,7 +12,7 @@ up: $(VENV)/.demo
 	$(BIN)/pdctl up
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

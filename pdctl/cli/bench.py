@@ -18,6 +18,7 @@ from pdctl.bench.progress import show_progress
 from pdctl.bench.records import Result, Tally, Workload
 from pdctl.bench.report import render_report, to_json, warnings
 from pdctl.bench.runner import run_benchmark
+from pdctl.cli.bench_transfer import transfer
 from pdctl.cli.terminal import Terminal
 from pdctl.deployment.store import Store
 from pdctl.errors import ExitCode, NotFoundError, PdctlError
@@ -32,7 +33,13 @@ class OptionError(PdctlError):
     exit_code = ExitCode.USAGE
 
 
-def bench(
+bench = typer.Typer(add_completion=False, rich_markup_mode=None)
+bench.command("transfer")(transfer)
+
+
+@bench.callback(invoke_without_command=True)
+def load(
+    ctx: typer.Context,
     qps: Annotated[float | None, typer.Option(help="Requests a second, in an open loop; inf: all at once.")] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Without --qps: users of a closed loop. With it: a cap.")
@@ -63,6 +70,9 @@ def bench(
     ] = False,
 ) -> None:
     """Measure a running deployment under load: latencies, throughput, errors."""
+    if ctx.invoked_subcommand is not None:
+        _refuse_options(ctx)
+        return
     terminal = Terminal()
     if qps is None and concurrency is None:
         raise OptionError("say how much load: --qps N (open loop) or --concurrency N (closed loop)")
@@ -100,6 +110,14 @@ def bench(
     finally:
         _show(result, terminal)
     _exit_by(result, max_error_rate)
+
+
+def _refuse_options(ctx: typer.Context) -> None:
+    """A command below `bench` has options of its own, behind its name."""
+    sources = {param.opts[0]: ctx.get_parameter_source(param.name) for param in ctx.command.params if param.name}
+    given = [option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise OptionError(f"{given[0]} does not go with `bench {ctx.invoked_subcommand}`: give options behind it")
 
 
 def _write_json(path: Path, figures: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pdctl.errors import ExitCode, PdctlError
 
 Private: TypeAlias = Any  # typer does not export the types of its contexts and commands
 
-# Each command is the function of that name in pdctl/cli/<name>.py, imported when it is used: `pdctl --help` stays fast.
+# Each command is what has that name in pdctl/cli/<name>.py, imported when it is used: `pdctl --help` stays fast.
 COMMANDS = {
     "up": "Start a deployment and show its dashboard.",
     "status": "Show the state and load of a deployment.",
@@ -50,9 +50,12 @@ class Commands(TyperGroup):
 
 
 def load_command(name: str) -> Private:
-    """Import a command's file and make the command of its function."""
+    """Import a command's file and make the command of its function, or of its commands if it has several."""
+    found = getattr(import_module(f"pdctl.cli.{name}"), name)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name)(getattr(import_module(f"pdctl.cli.{name}"), name))
+    single.command(name)(found)
     return typer.main.get_command(single)
 
 

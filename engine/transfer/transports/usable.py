@@ -17,7 +17,7 @@ async def start_usable(names: Sequence[str], pool: KVPool, doorway: Doorway) -> 
     usable: list[Transport] = []
     reasons: list[str] = []
     for name in names:
-        transport = _make(name, pool, doorway)
+        transport = make_transport(name, pool, doorway)
         try:
             await transport.start()
         except TransferError as error:
@@ -31,7 +31,8 @@ async def start_usable(names: Sequence[str], pool: KVPool, doorway: Doorway) -> 
     return usable
 
 
-def _make(name: str, pool: KVPool, doorway: Doorway) -> Transport:
+def make_transport(name: str, pool: KVPool, doorway: Doorway) -> Transport:
+    """The transport of that name, which is not started."""
     match name:
         case "ipc":
             return ShmTransport(pool)

@@ -27,6 +27,7 @@ FORKSERVER = multiprocessing.get_context("forkserver")
 # The test folder is not on the fork server's path, and importing torch is what takes long.
 FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.transports.shm", "engine.transfer.sender"])
 BLOCKS = 64
+FLOOD_BLOCKS = 512
 
 
 class EngineProcess:
@@ -155,7 +156,7 @@ def _flood_main(pipe: Connection, peer: Peer, transport: str, limits: TransferLi
 
 
 async def _flood(pipe: Connection, peer: Peer, transport: str, limits: TransferLimits) -> None:
-    pool = KVPool(LAYOUT, BLOCKS)
+    pool = KVPool(LAYOUT, FLOOD_BLOCKS)
     transports = await start_usable([transport], pool, Doorway())
     async with prefill_side(pool, limits=limits, transports=transports) as (prefill, core):
 
