@@ -69,7 +69,7 @@ class PrefillTransfer:
         return [link.decode for link in map(_live, self._links.values()) if link]
 
     def meet(self, peers: Sequence[Peer]) -> None:
-        """Connect to decode engines before a request needs them. A failure is logged once; the next call tries again."""
+        """Connect to decode engines before a request needs them. A failure is logged once; the next call retries."""
         for peer in peers:
             if not self._is_connecting(peer):
                 self._begin(peer)

@@ -7,7 +7,10 @@ from engine.errors import EngineError, TransferError
 from engine.kv.pool import KVPool
 from engine.transfer.base import Transport
 from engine.transfer.doorway import Doorway
+from engine.transfer.transports.cuda_ipc import CudaIpcTransport
+from engine.transfer.transports.rdma.transport import RdmaTransport
 from engine.transfer.transports.shm import ShmTransport
+from engine.transfer.transports.tcp.transport import TcpTransport
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +38,10 @@ def make_transport(name: str, pool: KVPool, doorway: Doorway) -> Transport:
     """The transport of that name, which is not started."""
     match name:
         case "ipc":
-            return ShmTransport(pool)
+            return CudaIpcTransport(pool) if pool.tensor.is_cuda else ShmTransport(pool)
         case "rdma":
-            from engine.transfer.transports.rdma.transport import RdmaTransport
-
             return RdmaTransport(pool, doorway)
         case "tcp":
-            from engine.transfer.transports.tcp import TcpTransport
-
             return TcpTransport(pool, doorway)
         case _:
             raise ValueError(f"no KV transport is called {name!r}")

@@ -102,5 +102,5 @@ def _lane(nics: Nics, request: LaneRequest, pair: QueuePair, peer: PortAddress, 
     except (TransferError, PyverbsError) as error:
         logger.warning("RDMA: %s is not connected: %s", lane.label, error)
         lane.failure = str(error)
-        pair.close()
+        lane.close()
     return lane

@@ -15,6 +15,7 @@ from engine.transfer.transports.rdma.stripes import Signaled, Stripe
 
 DEPTH = 256  # messages posted at a time
 _SIGNAL_EVERY = 16  # of them make a completion; and the last of a stripe
+_AT_ONCE = 8  # posted before the event loop has a turn: software NICs carry data while they are posted to
 
 
 class Lane:
@@ -24,12 +25,14 @@ class Lane:
         self.label = label
         self.pending = 0  # bytes
         self.failure: str | None = None
+        self._open = True
         self.stripes: dict[int, Stripe] = {}  # not finished, by number
         self.progress = time.monotonic()  # when anything last came of what was sent
         self._pair, self._address, self._rkey = pair, address, rkey
         self._waiting: deque[tuple[Copy, Stripe | None]] = deque()
         self._signaled: deque[Signaled] = deque()
         self._posted = self._done = 0
+        self._will_post = False
         self._unsignaled_bytes = 0
 
     def watch(self, on_finished: Callable[[Stripe], None], on_failed: Callable[["Lane"], None]) -> None:
@@ -60,19 +63,32 @@ class Lane:
         if self.failure is not None:
             return
         self.failure = reason
-        self._pair.close()
+        self.close()
         asyncio.get_running_loop().call_soon(self._on_failed, self)
 
     def close(self) -> None:
         """Let go of the queue pair."""
+        self._open = False
         self._pair.close()
 
     def _post(self) -> None:
         try:
-            while self._waiting and self.failure is None and self._posted - self._done < DEPTH:
+            for _ in range(_AT_ONCE):
+                if not self._can_post():
+                    return
                 self._post_one(*self._waiting.popleft())
         except PyverbsError as error:
             self.fail(str(error))
+        if self._can_post() and not self._will_post:
+            self._will_post = True
+            asyncio.get_running_loop().call_soon(self._post_more)
+
+    def _post_more(self) -> None:
+        self._will_post = False
+        self._post()
+
+    def _can_post(self) -> bool:
+        return bool(self._waiting) and self._open and self._posted - self._done < DEPTH
 
     def _post_one(self, message: Copy, ends: Stripe | None) -> None:
         self._posted += 1

@@ -7,6 +7,10 @@ from contextlib import suppress
 
 from engine.errors import TransferError
 
+# Between two engines of one host: what is on its way then stays in a core's cache. Measured over loopback, that is half
+# as fast again as the kernel's own choice, or more. Connections with longer round trips need larger ones than these.
+LOCAL_BUFFER_BYTES = 64 << 10
+
 _Buffers = Sequence[memoryview | bytes]
 
 
@@ -21,6 +25,9 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.getsockname()[0] == sock.getpeername()[0]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_BUFFER_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER_BYTES)
 
     def send(self, buffers: _Buffers) -> None:
         """Send all of them. Raises OSError, and TransferError where the peer takes nothing for too long."""

@@ -46,6 +46,7 @@ class TcpWriter:
         ]
         for stream, thread in zip(self._streams, self._threads, strict=True):
             self._loop.add_reader(stream.sock, self._on_readable, stream, bytearray())
+            stream.sock.setblocking(True)  # uvloop has undone that
             thread.start()
 
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
@@ -98,7 +99,8 @@ class TcpWriter:
             self._timer.cancel()
         self._end_threads()
         await self._loop.run_in_executor(None, self._join)
-        for stream in self._streams:
+        while self._streams:
+            stream = self._streams.pop()
             self._loop.remove_reader(stream.sock)
             stream.sock.close()
 

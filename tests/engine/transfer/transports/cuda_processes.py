@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from engine.errors import TransferError
+from engine.transfer.transports.cuda_driver import CudaError, Kernel
 from engine.transfer.transports.cuda_ipc import CudaIpcTransport, CudaIpcWriter
 
 _SPAWN = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -118,6 +120,13 @@ class _Serving:
 
     async def _push(self, source: list[int], target: list[int]) -> int:
         return (await self._writer.push(source, target)).bytes
+
+    async def _push_but_fail(self, source: list[int], target: list[int]) -> int:
+        def fail(*_: object) -> None:
+            raise CudaError("out of luck")
+
+        with patch.object(Kernel, "launch", fail):
+            return await self._push(source, target)
 
     async def _push_what_is_being_computed(self, value: int) -> bool:
         computed = self._compute(value)

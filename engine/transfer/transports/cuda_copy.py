@@ -1,0 +1,202 @@
+"""Many blocks from one GPU's memory to another's, nearly as fast as one large copy.
+
+Large runs go to the copy engines, in batches on several streams, since an engine pauses between two copies; they leave
+the multiprocessors to the kernels of prefill. An engine needs about a microsecond for a copy however small it is, so
+small runs are copied by a kernel, of few thread blocks, which saturate the link all the same. A push is queued part by
+part, so that what Python does for a part happens while the GPU copies the parts before it.
+Measured with benchmarks/transfer/cuda_ipc.py.
+"""
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from engine.errors import TransferError
+from engine.transfer.base import Computed
+from engine.transfer.blocks import Fit
+from engine.transfer.transports import cuda_driver
+
+VECTOR_BYTES = 16  # what a thread of the kernel loads at once: the addresses and sizes of blocks are multiples of it
+
+_ENGINE_RUN_BYTES = 1 << 20  # on average; from there on the copy engines are faster
+_LANES = 4  # streams with copies for the engines
+_GRID, _THREADS, _PIECE_BYTES = 40, 512, 32 << 10  # a piece: four vectors a thread
+_FIRST_PART_BYTES, _PART_BYTES = 32 << 20, 128 << 20  # a tenth and a third of a millisecond on NVLink
+_TABLE = 16 << 10  # places that there is room for from the beginning
+
+_KERNEL = r"""
+extern "C" __global__ void copy_blocks(char* target, const char* source, const long long* places, unsigned blocks,
+                                       unsigned block_bytes, unsigned piece_bytes) {
+  const unsigned vectors = 4;  // of a thread on their way at once
+  const unsigned pieces = (block_bytes + piece_bytes - 1) / piece_bytes;
+  for (unsigned task = blockIdx.x; task < blocks * pieces; task += gridDim.x) {
+    const unsigned block = task / pieces, begin = task % pieces * piece_bytes;
+    const unsigned count = min(piece_bytes, block_bytes - begin) / sizeof(int4);
+    const int4* from = (const int4*)(source + places[block] + begin);
+    int4* to = (int4*)(target + places[blocks + block] + begin);
+    for (unsigned i = threadIdx.x; i < count; i += vectors * blockDim.x) {
+      int4 data[vectors];
+#pragma unroll
+      for (unsigned v = 0; v < vectors; v++)
+        if (i + v * blockDim.x < count) data[v] = __ldcs(from + i + v * blockDim.x);
+#pragma unroll
+      for (unsigned v = 0; v < vectors; v++)
+        if (i + v * blockDim.x < count) to[i + v * blockDim.x] = data[v];
+    }
+  }
+}
+"""
+
+
+class Blocks(NamedTuple):
+    """A pool in device memory, as this process sees it."""
+
+    address: int
+    num_blocks: int
+
+
+class Places(NamedTuple):
+    """Pieces of one size, by their places in the two pools."""
+
+    source: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int64]
+    nbytes: int  # of each
+
+
+class Runs(NamedTuple):
+    """Runs of bytes, by their places in the two pools."""
+
+    source: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int64]
+    nbytes: npt.NDArray[np.int64]
+
+
+def places(source: Sequence[int], target: Sequence[int], fit: Fit, own_blocks: int, peer_blocks: int) -> Places:
+    """Where the bytes of block source[i] and of block target[i] are. TransferError where there is no such block."""
+    own, peer = np.asarray(source, dtype=np.int64), np.asarray(target, dtype=np.int64)
+    if len(own) != len(peer):
+        raise TransferError(f"{len(own)} blocks cannot be copied to {len(peer)} places")
+    _check_blocks(own, own_blocks, "prefill")  # a kernel that writes beyond a mapping would end this process's CUDA
+    _check_blocks(peer, peer_blocks, "decode")
+    return Places(own * fit.source_stride + fit.source_offset, peer * fit.target_stride + fit.target_offset, fit.nbytes)
+
+
+def merged(pieces: Places) -> Runs:
+    """The same bytes; neighbours whose targets are neighbours too become one run."""
+    apart = (np.diff(pieces.source) != pieces.nbytes) | (np.diff(pieces.target) != pieces.nbytes)
+    first = np.flatnonzero(np.concatenate(([True], apart)))
+    counts = np.diff(np.append(first, len(pieces.source)))
+    return Runs(pieces.source[first], pieces.target[first], counts * pieces.nbytes)
+
+
+def parts(blocks: int, block_bytes: int) -> Iterator[slice]:
+    """Cut a push into parts, of which the first are short, so that the GPU begins soon."""
+    begin, nbytes = 0, _FIRST_PART_BYTES
+    while begin < blocks:
+        end = begin + max(1, nbytes // block_bytes)
+        yield slice(begin, end)
+        begin, nbytes = end, min(2 * nbytes, _PART_BYTES)
+
+
+class BlockCopier:
+    """Copies from one pool to a mapped one, on streams of its own. Belongs to one thread, which has called use()."""
+
+    def __init__(self, kernel: cuda_driver.Kernel, own: Blocks, peer: Blocks, fit: Fit, device: torch.device) -> None:
+        self._kernel = kernel
+        self._own, self._peer, self._fit = own, peer, fit
+        self._device = device
+        self._lanes = [torch.cuda.Stream(device) for _ in range(_LANES)]  # type: ignore[no-untyped-call]
+        self._ends = [torch.cuda.Event() for _ in range(1, _LANES)]  # type: ignore[no-untyped-call]
+        self._begin = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._make_table(_TABLE)
+
+    def copy(self, source: Sequence[int], target: Sequence[int], after: Computed | None) -> float:
+        """Block source[i] to block target[i] when `after` has ended, as far as they fit. The seconds that it took.
+
+        Returns, or raises, when nothing is being copied.
+        """
+        if 2 * len(source) > len(self._table):
+            self._make_table(2 * len(source))
+        _wait(self._lanes[0], after)
+        self._begin.record(self._lanes[0])
+        for lane in self._lanes[1:]:
+            lane.wait_event(self._begin)
+        try:
+            for part in parts(max(len(source), len(target)), self._fit.nbytes):
+                blocks = self._own.num_blocks, self._peer.num_blocks
+                self._queue(places(source[part], target[part], self._fit, *blocks), part.start)
+        finally:
+            self._finish()  # also after an error: some copies may have been queued
+        milliseconds: float = self._begin.elapsed_time(self._end)
+        return milliseconds / 1e3
+
+    def _queue(self, pieces: Places, first: int) -> None:
+        runs = merged(pieces)
+        if runs.nbytes.mean() >= _ENGINE_RUN_BYTES and cuda_driver.copies_in_batches():
+            self._queue_batches(runs)
+        else:
+            self._queue_kernel(pieces, self._upload(pieces, first))
+
+    def _queue_batches(self, runs: Runs) -> None:
+        sources, targets = runs.source + self._own.address, runs.target + self._peer.address
+        step = -(-len(sources) // _LANES)
+        for number, lane in enumerate(self._lanes):
+            mine = slice(number * step, (number + 1) * step)
+            if len(sources[mine]):
+                cuda_driver.copy_batch(targets[mine], sources[mine], runs.nbytes[mine], lane.cuda_stream)
+
+    def _queue_kernel(self, pieces: Places, table: int) -> None:
+        self._kernel.launch(
+            _GRID,
+            _THREADS,
+            self._lanes[0].cuda_stream,
+            ctypes.c_uint64(self._peer.address),
+            ctypes.c_uint64(self._own.address),
+            ctypes.c_uint64(table),
+            ctypes.c_uint(len(pieces.source)),
+            ctypes.c_uint(pieces.nbytes),
+            ctypes.c_uint(_PIECE_BYTES),
+        )
+
+    def _upload(self, pieces: Places, first: int) -> int:
+        """The address of the part's places in device memory; each part has its own room, since others may be in use."""
+        part = slice(2 * first, 2 * (first + len(pieces.source)))
+        np.concatenate((pieces.source, pieces.target), out=self._staging.numpy()[part])
+        table, staging = self._table[part], self._staging[part]
+        cuda_driver.upload(table.data_ptr(), staging.data_ptr(), table.nbytes, self._lanes[0].cuda_stream)
+        return table.data_ptr()
+
+    def _make_table(self, places: int) -> None:
+        self._staging = torch.empty(places, dtype=torch.int64, pin_memory=True)
+        self._table = torch.empty(places, dtype=torch.int64, device=self._device)
+
+    def _finish(self) -> None:
+        """Wait: asleep for the kernels before the copies, then awake, since being woken may take longer than these."""
+        for lane, end in zip(self._lanes[1:], self._ends, strict=True):
+            end.record(lane)
+            self._lanes[0].wait_event(end)
+        self._end.record(self._lanes[0])
+        self._begin.synchronize()
+        self._end.synchronize()
+
+
+def compile_kernel() -> cuda_driver.Kernel:
+    """The kernel for small runs, for the GPU in use. Raises CudaError."""
+    return cuda_driver.Kernel(_KERNEL, "copy_blocks")
+
+
+def _check_blocks(blocks: npt.NDArray[np.int64], count: int, side: str) -> None:
+    if (blocks.view(np.uint64) >= count).any():  # as unsigned, a negative number is a large one
+        raise TransferError(f"{side} has {count} KV blocks: there is no block {blocks.min()} or {blocks.max()}")
+
+
+def _wait(stream: torch.cuda.Stream, after: Computed | None) -> None:
+    if isinstance(after, torch.cuda.Event):
+        stream.wait_event(after)
+    elif after is not None:
+        after.synchronize()
