@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 TIMEOUT_S = 300
 SOMETHING_IS_MISSING = 124
 # What pytest brings along takes long to import there.
-PYTEST = ("-m", "pytest", "-q", "-rs", "--confcutdir=tests/rdma", "--durations=5")
+PYTEST = ("-m", "pytest", "-rs", "--confcutdir=tests/rdma", "--durations=5")
 PLUGINS = ("-p", "no:hypothesispytest", "-p", "no:anyio", "-p", "no:xdist")
 
 

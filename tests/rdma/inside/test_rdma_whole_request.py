@@ -1,4 +1,4 @@
-"""A request from end to end: a prefill and a decode engine in processes of their own, whose KV goes over both NICs."""
+"""A request from end to end (last in the folder: torch is being imported meanwhile): a prefill and a decode engine in processes of their own, whose KV goes over both NICs."""
 
 import http.client
 import json
