@@ -1,4 +1,7 @@
-"""A request from end to end (last in the folder: torch is being imported meanwhile): a prefill and a decode engine in processes of their own, whose KV goes over both NICs."""
+"""A request from end to end: a prefill and a decode engine in processes of their own, whose KV goes over both NICs.
+
+By its name the last in this folder: what the engines import is being loaded beside the other tests.
+"""
 
 import http.client
 import json

@@ -186,6 +186,16 @@ async def test_a_decode_that_confirms_nothing_fails_the_writer():
         assert writer.failure is not None
 
 
+async def test_close_waits_until_decode_has_confirmed():
+    async with false_decode(stall_s=60) as (writer, guests):
+        push = asyncio.create_task(writer.push([1], [1]))
+        closing = asyncio.create_task(writer.close())
+        _, pending = await asyncio.wait({push, closing}, timeout=0.1)
+        assert pending == {push, closing}
+        await say(guests[0], bytes(7) + b"\1")
+        await within(asyncio.gather(push, closing))
+
+
 async def test_a_decode_that_confirms_what_it_was_not_sent_fails_the_writer():
     async with false_decode() as (writer, guests):
         push = asyncio.create_task(writer.push(range(BIG), range(BIG)))
