@@ -147,35 +147,38 @@ async def _measure(options: argparse.Namespace) -> None:
 
 
 async def _print_curve(bench: Bench, rounds: int) -> None:
-    print(f"\nGB/s, medians of {rounds} rounds; *in a row*: {IN_A_ROW} pushes, asked for at once.\n")
-    heads = [f"{total >> 20:,} MiB: in a row | a push alone | one large copy | in a row / large" for total in TOTALS]
-    print(f"| block | {' | '.join(heads)} |\n|---:|{'---:|' * 4 * len(TOTALS)}")
-    for block_bytes in BLOCK_BYTES:
-        cells: list[str] = []
-        async with bench.writer(block_bytes) as writer:
-            for total in TOTALS:
-                cells += await _curve_cells(bench, writer, block_bytes, total, rounds)
-        print(f"| {_size(block_bytes)} | {' | '.join(cells)} |", flush=True)
+    print(f"\nGB/s, medians of {rounds} rounds; *in a row*: {IN_A_ROW} pushes, asked for at once.")
+    for total in TOTALS:
+        print(f"\n{total >> 20:,} MiB in a push:\n")
+        print(
+            "| block | in a row | a push alone | its copies, by the GPU's clock | one large copy | in a row / large |"
+        )
+        print("|---:|---:|---:|---:|---:|---:|")
+        for block_bytes in BLOCK_BYTES:
+            async with bench.writer(block_bytes) as writer:
+                await bench.check(writer, random_lists(block_bytes, total), block_bytes)
+                rates = await _rates(bench, writer, block_bytes, total, rounds)
+            cells = " | ".join(f"{rate:.0f}" for rate in rates)
+            print(f"| {_size(block_bytes)} | {cells} | {rates[0] / rates[-1]:.2f} |", flush=True)
 
 
-async def _curve_cells(
-    bench: Bench, writer: CudaIpcWriter, block_bytes: int, total: int, rounds: int
-) -> tuple[str, str, str, str]:
-    await bench.check(writer, random_lists(block_bytes, total), block_bytes)
-    in_a_row, alone, large = [], [], []
+async def _rates(bench: Bench, writer: CudaIpcWriter, block_bytes: int, total: int, rounds: int) -> list[float]:
+    in_a_row, alone, copies, large = [], [], [], []
     for _ in range(rounds):
         several = [random_lists(block_bytes, total) for _ in range(IN_A_ROW)]
-        in_a_row.append(await _seconds(*(writer.push(*lists) for lists in several)) / IN_A_ROW)
+        took, _ = await _timed(*(writer.push(*lists) for lists in several))
+        in_a_row.append(took / IN_A_ROW)
         large.append(bench.large_copy(total))
-        alone.append(await _seconds(writer.push(*several[0])))
-    rates = [total / statistics.median(seconds) / 1e9 for seconds in (in_a_row, alone, large)]
-    return f"{rates[0]:.0f}", f"{rates[1]:.0f}", f"{rates[2]:.0f}", f"{rates[0] / rates[2]:.2f}"
+        took, pushed = await _timed(writer.push(*several[0]))
+        alone.append(took)
+        copies.append(pushed[0].seconds)
+    return [total / statistics.median(seconds) / 1e9 for seconds in (in_a_row, alone, copies, large)]
 
 
-async def _seconds(*pushes: Awaitable[Pushed]) -> float:
+async def _timed(*pushes: Awaitable[Pushed]) -> tuple[float, list[Pushed]]:
     started = time.perf_counter()
-    await asyncio.gather(*pushes)
-    return time.perf_counter() - started
+    pushed = await asyncio.gather(*pushes)
+    return time.perf_counter() - started, pushed
 
 
 class _Pushing(NamedTuple):

@@ -71,12 +71,17 @@ class Computed(Protocol):
 class Writer(Protocol):
     """Prefill's side of a transport: writes blocks of its pool into one decode engine's pool."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether a push has failed: what had been sent of it may land until the inlet has been drained."""
+        ...
+
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] here to block target[i] there, as far as the pools fit, when `after` has ended.
 
-        Pushes happen in the order of the calls. When this returns or raises, cancellation included, no byte of it can
-        be written any more. When it has returned, all bytes are there. Raises TransferError; a writer that has failed
-        once stays failed.
+        Pushes happen in the order of the calls. When it has returned, all bytes are there. When it raises, cancellation
+        included, no byte of it can be written any more, unless the writer has failed, which it stays. Raises
+        TransferError.
         """
         ...
 

@@ -70,7 +70,13 @@ class Link:
         """Write blocks of ours into decode's. Raises TransferError when the connection is lost."""
         if self._loss is not None:
             raise self._loss
-        return await self._writer.push(source, target)
+        try:
+            return await self._writer.push(source, target)
+        finally:
+            if self._writer.failed:
+                # Nothing may be said of the blocks: decode frees them when it has lost us and drained its inlet.
+                self._channel.close()
+                self._lose(TransferError(f"the KV transport {self.transport} to decode {self.decode} has failed"))
 
     def _handle(self, message: Message) -> None:
         match message:

@@ -87,10 +87,13 @@ def places(source: Sequence[int], target: Sequence[int], fit: Fit, own_blocks: i
 
 def merged(pieces: Places) -> Runs:
     """The same bytes; neighbours whose targets are neighbours too become one run."""
-    apart = (np.diff(pieces.source) != pieces.nbytes) | (np.diff(pieces.target) != pieces.nbytes)
-    first = np.flatnonzero(np.concatenate(([True], apart)))
-    counts = np.diff(np.append(first, len(pieces.source)))
-    return Runs(pieces.source[first], pieces.target[first], counts * pieces.nbytes)
+    source, target, nbytes = pieces
+    joined = (source[1:] - source[:-1] == nbytes) & (target[1:] - target[:-1] == nbytes)
+    if not joined.any():
+        return Runs(source, target, np.full(len(source), nbytes))
+    first = np.flatnonzero(np.concatenate(([True], ~joined)))
+    counts = np.diff(np.append(first, len(source)))
+    return Runs(source[first], target[first], counts * nbytes)
 
 
 def parts(blocks: int, block_bytes: int) -> Iterator[slice]:
@@ -110,6 +113,7 @@ class BlockCopier:
         self._own, self._peer, self._fit = own, peer, fit
         self._device = device
         self._lanes = [torch.cuda.Stream(device) for _ in range(_LANES)]  # type: ignore[no-untyped-call]
+        self._streams = [lane.cuda_stream for lane in self._lanes]
         self._ends = [torch.cuda.Event() for _ in range(1, _LANES)]  # type: ignore[no-untyped-call]
         self._begin = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -137,24 +141,18 @@ class BlockCopier:
 
     def _queue(self, pieces: Places, first: int) -> None:
         runs = merged(pieces)
-        if runs.nbytes.mean() >= _ENGINE_RUN_BYTES and cuda_driver.copies_in_batches():
-            self._queue_batches(runs)
+        large = len(pieces.source) * pieces.nbytes >= _ENGINE_RUN_BYTES * len(runs.source)
+        if large and cuda_driver.copies_in_batches():
+            copies = np.stack((runs.target + self._peer.address, runs.source + self._own.address, runs.nbytes))
+            cuda_driver.copy_in_batches(copies, self._streams)
         else:
             self._queue_kernel(pieces, self._upload(pieces, first))
-
-    def _queue_batches(self, runs: Runs) -> None:
-        sources, targets = runs.source + self._own.address, runs.target + self._peer.address
-        step = -(-len(sources) // _LANES)
-        for number, lane in enumerate(self._lanes):
-            mine = slice(number * step, (number + 1) * step)
-            if len(sources[mine]):
-                cuda_driver.copy_batch(targets[mine], sources[mine], runs.nbytes[mine], lane.cuda_stream)
 
     def _queue_kernel(self, pieces: Places, table: int) -> None:
         self._kernel.launch(
             _GRID,
             _THREADS,
-            self._lanes[0].cuda_stream,
+            self._streams[0],
             ctypes.c_uint64(self._peer.address),
             ctypes.c_uint64(self._own.address),
             ctypes.c_uint64(table),
@@ -165,14 +163,16 @@ class BlockCopier:
 
     def _upload(self, pieces: Places, first: int) -> int:
         """The address of the part's places in device memory; each part has its own room, since others may be in use."""
-        part = slice(2 * first, 2 * (first + len(pieces.source)))
-        np.concatenate((pieces.source, pieces.target), out=self._staging.numpy()[part])
-        table, staging = self._table[part], self._staging[part]
-        cuda_driver.upload(table.data_ptr(), staging.data_ptr(), table.nbytes, self._lanes[0].cuda_stream)
-        return table.data_ptr()
+        begin, count = 2 * first, 2 * len(pieces.source)
+        np.concatenate((pieces.source, pieces.target), out=self._staging_words[begin : begin + count])
+        offset, nbytes = begin * self._table.itemsize, count * self._table.itemsize
+        address = self._table.data_ptr() + offset
+        cuda_driver.upload(address, self._staging.data_ptr() + offset, nbytes, self._streams[0])
+        return address
 
     def _make_table(self, places: int) -> None:
         self._staging = torch.empty(places, dtype=torch.int64, pin_memory=True)
+        self._staging_words = self._staging.numpy()
         self._table = torch.empty(places, dtype=torch.int64, device=self._device)
 
     def _finish(self) -> None:

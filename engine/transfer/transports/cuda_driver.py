@@ -6,6 +6,7 @@ Calls work on the GPU that use() has named in the calling thread.
 
 import ctypes
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,11 @@ _DRIVER = "libcuda.so.1"
 _HANDLE_BYTES = 64
 _LAZY_ENABLE_PEER_ACCESS = 1  # the only flag there is for cuIpcOpenMemHandle
 _IS_LEGACY_CUDA_IPC_CAPABLE = 10  # of CUpointer_attribute
+_RDMA_WRITES_ORDERING = 118  # of CUdevice_attribute
+_DMA_BUF_SUPPORTED = 124  # of CUdevice_attribute
+_DMA_BUF_FD = 1  # of CUmemRangeHandleType
+_CURRENT_CONTEXT = 0  # of CUflushGPUDirectRDMAWritesTarget
+_ORDERED_FOR_OWNER = 100  # of CUGPUDirectRDMAWritesOrdering and CUflushGPUDirectRDMAWritesScope
 _ORDER_STREAM = 1  # of CUmemcpySrcAccessOrder: read the source when the stream has come to the copy, not before
 
 
@@ -88,6 +94,32 @@ def extent(address: int) -> Extent:
     return Extent(base.value, nbytes.value)
 
 
+def dmabuf(address: int, nbytes: int) -> int:
+    """A descriptor of device memory, of whole pages, by which other devices reach it; the caller closes it."""
+    if not _attribute(_DMA_BUF_SUPPORTED, torch.cuda.current_device()):
+        raise CudaError("the driver has no dmabuf: that takes NVIDIA's open kernel modules")
+    fd, no_flags = ctypes.c_int(-1), ctypes.c_ulonglong(0)
+    _call(
+        "cuMemGetHandleForAddressRange",
+        ctypes.byref(fd),
+        ctypes.c_uint64(address),
+        ctypes.c_size_t(nbytes),
+        ctypes.c_int(_DMA_BUF_FD),
+        no_flags,
+    )
+    return fd.value
+
+
+def orders_rdma_writes(device: int) -> bool:
+    """Whether what a NIC has written is seen by kernels of that GPU as soon as the NIC tells of it."""
+    return _attribute(_RDMA_WRITES_ORDERING, device) >= _ORDERED_FOR_OWNER
+
+
+def flush_rdma_writes() -> None:
+    """Make it so for all that has been written."""
+    _call("cuFlushGPUDirectRDMAWrites", ctypes.c_int(_CURRENT_CONTEXT), ctypes.c_int(_ORDERED_FOR_OWNER))
+
+
 def read(address: int, nbytes: int) -> bytes:
     """Bytes of device memory, as they are now."""
     data = ctypes.create_string_buffer(nbytes)
@@ -97,30 +129,29 @@ def read(address: int, nbytes: int) -> bytes:
 
 @functools.cache
 def copies_in_batches() -> bool:
-    """Whether the driver has copy_batch(): that of CUDA 13, or a later one."""
+    """Whether the driver has copy_in_batches(): that of CUDA 13, or a later one."""
     return hasattr(_library(_DRIVER), "cuMemcpyBatchAsync_v2")
 
 
-def copy_batch(targets: Words, sources: Words, sizes: Words, stream: int) -> None:
-    """Have the GPU's copy engines make many copies, in any order among themselves, in a stream."""
-    attributes = _CopyAttributes(srcAccessOrder=_ORDER_STREAM)
-    _queue(
-        "cuMemcpyBatchAsync_v2",
-        ctypes.c_void_p(targets.ctypes.data),
-        ctypes.c_void_p(sources.ctypes.data),
-        ctypes.c_void_p(sizes.ctypes.data),
-        ctypes.c_size_t(len(sizes)),
-        ctypes.byref(attributes),
-        ctypes.byref(ctypes.c_size_t(0)),  # the first copy to which the attributes apply
-        ctypes.c_size_t(1),
-        ctypes.c_void_p(stream),
-    )
+def copy_in_batches(copies: Words, streams: Sequence[int]) -> None:
+    """Have the GPU's copy engines make the copies, in any order among themselves, a share of them in each stream.
+
+    The rows are the targets, the sources and the sizes.
+    """
+    queue, count = _queueing("cuMemcpyBatchAsync_v2"), copies.shape[1]
+    row, share = copies.strides[0], -(-count // len(streams))
+    address, attributes, attributes_from = copies.ctypes.data, ctypes.byref(_IN_ORDER), ctypes.byref(_FROM_THE_FIRST)
+    for first, stream in zip(range(0, count, share), streams, strict=False):
+        target = address + first * copies.itemsize
+        rows = (ctypes.c_void_p(target + number * row) for number in range(3))
+        size, one = ctypes.c_size_t(min(share, count - first)), ctypes.c_size_t(1)
+        queue(*rows, size, attributes, attributes_from, one, ctypes.c_void_p(stream))
 
 
 def upload(address: int, host_address: int, nbytes: int, stream: int) -> None:
     """Copy pinned memory to the GPU, in a stream."""
     pointers = ctypes.c_uint64(address), ctypes.c_void_p(host_address)
-    _queue("cuMemcpyHtoDAsync_v2", *pointers, ctypes.c_size_t(nbytes), ctypes.c_void_p(stream))
+    _queueing("cuMemcpyHtoDAsync_v2")(*pointers, ctypes.c_size_t(nbytes), ctypes.c_void_p(stream))
 
 
 class Kernel:
@@ -137,7 +168,8 @@ class Kernel:
         pointers = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(argument) for argument in arguments))
         shape = [ctypes.c_uint(size) for size in (grid, 1, 1, threads, 1, 1)]
         no_shared_memory = ctypes.c_uint(0)
-        _queue("cuLaunchKernel", self._function, *shape, no_shared_memory, ctypes.c_void_p(stream), pointers, None)
+        queue = _queueing("cuLaunchKernel")
+        queue(self._function, *shape, no_shared_memory, ctypes.c_void_p(stream), pointers, None)
 
 
 class _Handle(ctypes.Structure):
@@ -157,6 +189,10 @@ class _CopyAttributes(ctypes.Structure):
     )
 
 
+_IN_ORDER = _CopyAttributes(srcAccessOrder=_ORDER_STREAM)
+_FROM_THE_FIRST = ctypes.c_size_t(0)  # copy on, the attributes apply
+
+
 @functools.cache
 def _primary_context(device: int) -> ctypes.c_void_p:
     """The context that torch uses too; retained for the life of the process."""
@@ -165,6 +201,13 @@ def _primary_context(device: int) -> ctypes.c_void_p:
     _call("cuDeviceGet", ctypes.byref(number), ctypes.c_int(device))
     _call("cuDevicePrimaryCtxRetain", ctypes.byref(context), number)
     return context
+
+
+def _attribute(attribute: int, device: int) -> int:
+    number, value = ctypes.c_int(), ctypes.c_int()
+    _call("cuDeviceGet", ctypes.byref(number), ctypes.c_int(device))
+    _call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), number)
+    return value.value
 
 
 def _compiled(source: str, name: str) -> bytes:
@@ -194,9 +237,11 @@ def _call(function: str, *arguments: object) -> None:
     _check(function, getattr(_library(_DRIVER), function)(*arguments))
 
 
-def _queue(function: str, *arguments: object) -> None:
-    """Call what only queues work. It keeps the GIL: to get it back can take longer than the work."""
-    _check(function, getattr(_library(_DRIVER, ctypes.PyDLL), function)(*arguments))
+@functools.cache
+def _queueing(function: str) -> Callable[..., None]:
+    """A call that only queues work. It keeps the GIL: to get it back can take longer than the work."""
+    call = getattr(_library(_DRIVER, ctypes.PyDLL), function)
+    return lambda *arguments: _check(function, call(*arguments))
 
 
 def _check(function: str, result: int) -> None:

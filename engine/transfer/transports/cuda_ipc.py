@@ -118,7 +118,15 @@ class CudaIpcWriter:
 
     async def open(self, gpu: str, probe: bytes, grant: "_Grant") -> None:
         """Map the peer's pool. Raises TransferError with the reason; close() is due then, too."""
-        await self._in_thread(self._map, gpu, probe, grant)
+        try:
+            await self._in_thread(self._map, gpu, probe, grant)
+        except RuntimeError as error:  # torch's
+            raise TransferError(f"its GPU memory cannot be used: {error}") from error
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._failure is not None
 
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns, or raises, when nothing is being written."""

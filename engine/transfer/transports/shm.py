@@ -130,6 +130,11 @@ class ShmWriter:
         self._own = own
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kv-push")
 
+    @property
+    def failed(self) -> bool:
+        """Never: a copy in memory ends."""
+        return False
+
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns, or raises, when nothing is being written."""
         if self._target is None:

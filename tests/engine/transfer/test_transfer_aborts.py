@@ -14,6 +14,7 @@ from transfer_harness import (
 )
 
 from engine.errors import TransferError
+from engine.transfer.transports.shm import ShmInlet
 
 
 async def cancelled(task: "asyncio.Task[object]") -> None:
@@ -176,6 +177,39 @@ async def test_a_lost_connection_does_not_free_blocks_that_are_being_written():
         await within(pair.decode_core.cancelled.get())
         with pytest.raises(TransferError, match=f"decode {DECODE} is lost"):
             await within(delivered)
+        pair.check_idle()
+
+
+@pytest.mark.parametrize("cancelled_too", [False, True])
+async def test_a_failed_writer_frees_no_block_before_decode_has_drained(
+    cancelled_too: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """What it had sent may still land: neither abort nor quiet is said, and the link is made anew."""
+    async with engines(held=True) as pair:
+        held = pair.prefill._transports[0]
+        delivered, received = pair.deliver(request("r")), pair.receive(request("r"))
+        await pair.prefill_core.compute_all(await pair.submitted())
+        await within(held.pushing.wait())
+        [link] = [link.result() for link in pair.prefill._links.values()]
+        may_drain, drained = asyncio.Event(), ShmInlet.drained
+
+        async def drain_later(inlet: ShmInlet) -> None:
+            await may_drain.wait()
+            await drained(inlet)
+
+        monkeypatch.setattr(ShmInlet, "drained", drain_later)
+        link._writer.failed = True
+        if cancelled_too:
+            delivered.cancel()
+        held.gate.set_exception(TransferError("a stream broke"))
+        with pytest.raises((TransferError, asyncio.CancelledError)):
+            await within(delivered)
+        with pytest.raises(TransferError, match=f"prefill {PREFILL} is lost"):
+            await within(received)
+        assert await lost_within(pair.decode_core.cancelled, 0.2)
+        may_drain.set()
+        await within(pair.decode_core.cancelled.get())
+        assert link.lost
         pair.check_idle()
 
 

@@ -225,6 +225,8 @@ class _HeldWriter:
         self._held = held
         self._inner = inner
 
+    failed = False
+
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         return await finish(asyncio.ensure_future(self._push(source, target)))
 
@@ -235,7 +237,7 @@ class _HeldWriter:
 
     async def close(self) -> None:
         if self._held.pushing.is_set():
-            await asyncio.shield(self._held.gate)
+            await asyncio.wait({self._held.gate})
         await self._inner.close()
 
 

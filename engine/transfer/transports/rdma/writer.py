@@ -53,6 +53,11 @@ class RdmaWriter:
         delivery = self._start([(lane, [Copy(0, 0, 0)]) for lane in self._usable()])
         await self._arrival(delivery)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self._failure is not None
+
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns, or raises, when nothing can be written."""
         async with self._turn:

@@ -49,6 +49,11 @@ class TcpWriter:
             stream.sock.setblocking(True)  # uvloop has undone that
             thread.start()
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is of no use any more."""
+        return self.failure is not None
+
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns when decode has confirmed that it is there.
 
