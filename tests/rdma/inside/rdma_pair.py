@@ -71,6 +71,12 @@ def counter(device: str, name: str) -> int:
     return int(Path(f"/sys/class/infiniband/{device}/ports/1/hw_counters/{name}").read_text())
 
 
+async def moving(device: str) -> None:
+    """Wait until that NIC is in the middle of something."""
+    before = counter(device, "sent_pkts")
+    await until(lambda: counter(device, "sent_pkts") > before + 1000)
+
+
 @contextmanager
 def link_down(interface: str) -> Iterator[None]:
     """Take an interface, and with it its NIC, down for a while: at once, as no program could."""

@@ -16,6 +16,7 @@ from rdma_pair import (
     counter,
     decode_side,
     link_down,
+    moving,
     prefill_side,
     until,
     whole_blocks,
@@ -37,12 +38,6 @@ FORK = multiprocessing.get_context("fork")
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KVCACHE_IB_TIMEOUT", "14")  # 67 ms
-
-
-async def moving(device: str) -> None:
-    """Wait until that NIC is in the middle of something."""
-    before = counter(device, "sent_pkts")
-    await until(lambda: counter(device, "sent_pkts") > before + 1000)
 
 
 async def test_what_a_lost_nic_has_not_carried_goes_over_the_other(caplog: pytest.LogCaptureFixture):

@@ -57,11 +57,11 @@ async def test_ten_thousand_transfers_leave_nothing():
     async with connected(BLOCKS * FIT.nbytes, FIT) as pair:
 
         async def transfers(count: int) -> None:
-            for _ in range(count // 50):
-                places = random.sample(range(BLOCKS), 50)
+            for _ in range(count // 100):
+                places = random.sample(range(BLOCKS), 100)
                 await within(asyncio.gather(*(pair.writer.push([place], [place]) for place in places)))
 
-        await transfers(2000)
+        await transfers(1000)
         while_connected, heap_then, memory_then = held(), heap(), psutil.Process().memory_info().rss
         await transfers(10_000)
         assert heap() - heap_then < 10_000 * 4

@@ -31,13 +31,13 @@ async def dial(nics: Nics, offer: bytes, target: Target) -> RdmaWriter:
             LaneRequest(nics.all[ours].port.address, theirs, pair.number, pair.psn)
             for (ours, theirs), pair in zip(places, pairs, strict=True)
         ]
-        answers = await _exchange(reader, stream, requests)
+        welcome = await _exchange(reader, stream, requests)
         lanes = [
             _lane(nics, request, pair, terms.ports[request.target], answer)
-            for request, pair, answer in zip(requests, pairs, answers, strict=True)
+            for request, pair, answer in zip(requests, pairs, welcome.lanes, strict=True)
         ]
         undo.pop_all()
-    writer = RdmaWriter(lanes, reader, stream, target.fit)
+    writer = RdmaWriter(lanes, reader, stream, target.fit, bounce=nics.memory.bounce, tells_spans=welcome.wants_spans)
     try:
         await writer.probe()
     except BaseException:
@@ -79,9 +79,7 @@ async def _open_connection(
     return reader, stream
 
 
-async def _exchange(
-    reader: asyncio.StreamReader, stream: asyncio.StreamWriter, requests: list[LaneRequest]
-) -> list[LaneAnswer]:
+async def _exchange(reader: asyncio.StreamReader, stream: asyncio.StreamWriter, requests: list[LaneRequest]) -> Welcome:
     send(stream, Hello(requests))
     try:
         welcome = await receive(reader, Welcome)
@@ -89,7 +87,7 @@ async def _exchange(
         raise TransferError(f"the decode engine closed its data connection: {error}") from None
     if len(welcome.lanes) != len(requests):
         raise TransferError(f"decode has {len(welcome.lanes)} answers to {len(requests)} RDMA lanes")
-    return welcome.lanes
+    return welcome
 
 
 def _lane(nics: Nics, request: LaneRequest, pair: QueuePair, peer: PortAddress, answer: LaneAnswer) -> Lane:

@@ -12,6 +12,7 @@ from pyverbs.pyverbs_error import PyverbsError
 from engine.errors import TransferError
 from engine.transfer.doorway import Doorway
 from engine.transfer.transports.rdma.enums import enums
+from engine.transfer.transports.rdma.landing import Landing
 from engine.transfer.transports.rdma.nics import Nics
 from engine.transfer.transports.rdma.queue_pairs import QueuePair
 from engine.transfer.transports.rdma.wire import (
@@ -19,10 +20,12 @@ from engine.transfer.transports.rdma.wire import (
     CLOSE,
     CLOSED,
     FRAME,
+    SPANS,
     Hello,
     LaneAnswer,
     LaneRequest,
     Offer,
+    Spans,
     Welcome,
     receive,
     send,
@@ -44,6 +47,7 @@ class RdmaInlet:
         self._key = doorway.make_door(self._admit)
         self._pairs: list[QueuePair | None] = []  # by lane; None: it could not be made
         self._serving: asyncio.Task[None] | None = None
+        self._landing = Landing(nics.memory, nics.nbytes, self._acknowledge)
         ports = [nic.port.address for nic in nics.all]
         self.offer = msgspec.msgpack.encode(Offer(doorway.port, self._key, nics.nbytes, ports))
 
@@ -52,6 +56,7 @@ class RdmaInlet:
         self._end()
         if self._serving is not None:
             await asyncio.wait({self._serving})
+        await self._landing.closed()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -60,6 +65,7 @@ class RdmaInlet:
     def _end(self) -> None:
         self._doorway.close_door(self._key)
         self._close_pairs()
+        self._landing.close()
         if self._serving is not None:
             self._serving.cancel()
 
@@ -73,32 +79,36 @@ class RdmaInlet:
         self._serving = asyncio.create_task(self._serve(guest))
 
     async def _serve(self, guest: socket.socket) -> None:
-        reader, stream = await asyncio.open_connection(sock=guest)
+        reader, self._stream = await asyncio.open_connection(sock=guest)
         try:
             async with deadline(_HELLO_S, "a prefill engine's RDMA hello"):
                 hello = await receive(reader, Hello)
-            send(stream, Welcome([self._answer(place, lane, stream) for place, lane in enumerate(hello.lanes)]))
+            answers = [self._answer(place, lane) for place, lane in enumerate(hello.lanes)]
+            send(self._stream, Welcome(answers, self._landing.wants_spans))
             while True:
-                what, place, _ = FRAME.unpack(await reader.readexactly(FRAME.size))
-                if what != CLOSE or place >= len(self._pairs):
+                what, place, number = FRAME.unpack(await reader.readexactly(FRAME.size))
+                if what not in (CLOSE, SPANS) or place >= len(self._pairs):
                     raise TransferError("a prefill engine sent nonsense on its data connection")
-                self._close_lane(place, stream)
+                if what == CLOSE:
+                    self._close_lane(place)
+                else:
+                    self._landing.told(place, number, (await receive(reader, Spans)).spans)
         except (EOFError, OSError):
             pass  # the writer's end
         except TransferError as error:
             logger.warning("RDMA: %s", error)
         finally:
             self._close_pairs()
-            stream.close()
+            self._stream.close()
 
-    def _answer(self, place: int, lane: LaneRequest, stream: asyncio.StreamWriter) -> LaneAnswer:
+    def _answer(self, place: int, lane: LaneRequest) -> LaneAnswer:
         self._pairs.append(None)
         if lane.target >= len(self._nics.all):
             return LaneAnswer(error=f"there is no NIC {lane.target}")
         nic = self._nics.all[lane.target]
         try:
             pair = self._pairs[place] = QueuePair(nic.port, nic.region, receives=_RECEIVES)
-            pair.completions.watch(partial(self._completed, place, stream), partial(self._failed, place, stream))
+            pair.completions.watch(partial(self._completed, place), partial(self._failed, place))
             for _ in range(_RECEIVES):
                 pair.post_receive()
             pair.connect(lane.source, lane.number, lane.psn, self._nics.timeout)
@@ -106,23 +116,26 @@ class RdmaInlet:
             return LaneAnswer(error=f"{nic.port.address}: {error}")
         return LaneAnswer(pair.number, pair.psn, nic.region.address, nic.region.rkey)
 
-    def _completed(self, place: int, stream: asyncio.StreamWriter, completions: list[WC]) -> None:
+    def _completed(self, place: int, completions: list[WC]) -> None:
         pair = self._pairs[place]
         assert pair is not None
-        acks = b""
         for completion in completions:
             if completion.status != enums.IBV_WC_SUCCESS:
-                return self._failed(place, stream, cqe_status_to_str(completion.status))
-            acks += FRAME.pack(ACK, place, socket.ntohl(completion.imm_data))
+                return self._failed(place, cqe_status_to_str(completion.status))
             pair.post_receive()
-        return stream.write(acks)
+            self._landing.arrived(place, socket.ntohl(completion.imm_data))
+        return None
 
-    def _failed(self, place: int, stream: asyncio.StreamWriter, reason: str) -> None:
+    def _acknowledge(self, place: int, number: int) -> None:
+        self._stream.write(FRAME.pack(ACK, place, number))
+
+    def _failed(self, place: int, reason: str) -> None:
         logger.warning("RDMA: lane %d of a prefill engine failed: %s", place, reason)
-        self._close_lane(place, stream)
+        self._close_lane(place)
 
-    def _close_lane(self, place: int, stream: asyncio.StreamWriter) -> None:
+    def _close_lane(self, place: int) -> None:
         pair = self._pairs[place]
         if pair is not None:
             pair.close()
-        stream.write(FRAME.pack(CLOSED, place, 0))
+        self._landing.forget(place)
+        self._stream.write(FRAME.pack(CLOSED, place, 0))

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.transfer.transports.rdma.memory import Region, register
+from engine.transfer.transports.rdma.memory import PoolMemory, Region, register
 from engine.transfer.transports.rdma.ports import Port, open_ports
 from engine.transfer.transports.rdma.settings import Settings
 
@@ -29,24 +29,24 @@ class Nics:
     all: list[Nic]
     nbytes: int  # of the pool
     timeout: int  # of verbs
-    memory: str  # how the NICs reach the pool
+    memory: PoolMemory
 
     def close(self) -> None:
         """Unpin the pool and close the devices. No connection is left."""
+        self.memory.close()
         for nic in self.all:
-            nic.region.registration.close()
             nic.port.close()
 
 
 def open_nics(settings: Settings, pool: "KVPool") -> Nics:
     """Open the ports and register the pool with each: for a thread. Raises TransferError with the reasons."""
-    nics: list[Nic] = []
     ports = open_ports(settings)
     try:
-        nics = [Nic(port, register(port, pool)) for port in ports]
+        memory = register(ports, pool)
     except BaseException:
         for port in ports:
             port.close()
         raise
-    logger.info("RDMA: %d MiB registered with %d NIC(s)", pool.nbytes >> 20, len(nics))
-    return Nics(nics, pool.nbytes, settings.timeout, "host")
+    logger.info("RDMA: %d MiB registered with %d NIC(s): %s", pool.nbytes >> 20, len(ports), memory.kind)
+    nics = [Nic(port, region) for port, region in zip(ports, memory.regions, strict=True)]
+    return Nics(nics, pool.nbytes, settings.timeout, memory)

@@ -32,8 +32,8 @@ class RdmaTransport:
 
     @property
     def memory(self) -> str:
-        """How the NICs reach the pool. Known when started."""
-        return self._started().memory
+        """How the NICs reach the pool: "host", "dmabuf", "peermem" or "bounce". Known when started."""
+        return self._started().memory.kind
 
     async def start(self) -> None:
         """Open the NICs and register the pool. Raises TransferError: not usable here, and why."""

@@ -8,6 +8,7 @@ import msgspec
 
 from engine.errors import TransferError
 from engine.transfer.transports.rdma.addresses import PortAddress
+from engine.transfer.transports.rdma.memory import Span
 
 _LENGTH = struct.Struct("!I")
 _MOST = 1 << 20  # bytes of a message
@@ -16,6 +17,7 @@ FRAME = struct.Struct("!BBI")  # what, lane, number
 ACK = 1  # decode: all bytes of the stripe with that number are there
 CLOSE = 2  # prefill: this lane has failed, let nothing more come over it
 CLOSED = 3  # decode: nothing comes over this lane any more
+SPANS = 4  # prefill: what the stripe with that number writes; spans follow, where decode wants them
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -56,12 +58,19 @@ class Welcome(msgspec.Struct, frozen=True):
     """Decode: an answer for each lane, in the same order."""
 
     lanes: list[LaneAnswer]
+    wants_spans: bool = False
 
 
-_T = TypeVar("_T", Hello, Welcome)
+class Spans(msgspec.Struct, frozen=True):
+    """Prefill: places in decode's pool."""
+
+    spans: list[Span]
 
 
-def send(stream: asyncio.StreamWriter, message: Hello | Welcome) -> None:
+_T = TypeVar("_T", Hello, Welcome, Spans)
+
+
+def send(stream: asyncio.StreamWriter, message: Hello | Welcome | Spans) -> None:
     """Send a message."""
     data = msgspec.msgpack.encode(message)
     stream.write(_LENGTH.pack(len(data)) + data)

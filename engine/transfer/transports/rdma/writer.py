@@ -12,8 +12,9 @@ from engine.errors import TransferError
 from engine.transfer.base import Computed, Pushed
 from engine.transfer.blocks import Copy, Fit, copies
 from engine.transfer.transports.rdma.lanes import Lane
+from engine.transfer.transports.rdma.memory import Bounce, Span
 from engine.transfer.transports.rdma.stripes import Delivery, Stripe, messages_of, share_out
-from engine.transfer.transports.rdma.wire import ACK, CLOSE, CLOSED, FRAME
+from engine.transfer.transports.rdma.wire import ACK, CLOSE, CLOSED, FRAME, SPANS, Spans, send
 from engine.transfer.waits import fail, finish
 
 logger = logging.getLogger(__name__)
@@ -31,10 +32,20 @@ class RdmaWriter:
     late packet could still be written. Without any lane left the writer has failed.
     """
 
-    def __init__(self, lanes: list[Lane], reader: asyncio.StreamReader, stream: asyncio.StreamWriter, fit: Fit) -> None:
+    def __init__(
+        self,
+        lanes: list[Lane],
+        reader: asyncio.StreamReader,
+        stream: asyncio.StreamWriter,
+        fit: Fit,
+        *,
+        bounce: Bounce | None,
+        tells_spans: bool,
+    ) -> None:
         self._lanes = lanes
         self._reader, self._stream = reader, stream
         self._fit = fit
+        self._bounce, self._tells_spans = bounce, tells_spans
         self._failure: str | None = None
         self._numbers = itertools.count()
         self._turn = asyncio.Lock()  # in which pushes are posted: first come, first served
@@ -61,9 +72,12 @@ class RdmaWriter:
     async def push(self, source: Sequence[int], target: Sequence[int], after: Computed | None = None) -> Pushed:
         """Copy block source[i] to the peer's block target[i]; returns, or raises, when nothing can be written."""
         async with self._turn:
+            runs = copies(source, target, self._fit)
             if after is not None:
                 await finish(self._loop.run_in_executor(self._thread, after.synchronize))
-            runs = copies(source, target, self._fit)
+            if self._bounce is not None:
+                spans = [Span(run.source, run.nbytes) for run in runs]
+                await finish(self._loop.run_in_executor(self._thread, self._bounce.fetch, spans))
             lanes = self._usable()
             delivery = self._start(share_out(messages_of(runs, len(lanes)), lanes))
         return Pushed(len(source) * self._fit.nbytes, await self._arrival(delivery))
@@ -97,8 +111,15 @@ class RdmaWriter:
             return delivery
         self._deliveries.add(delivery)
         for lane, messages in shares:
-            lane.send(Stripe(self._number(), delivery, messages))
+            self._send(lane, delivery, messages)
         return delivery
+
+    def _send(self, lane: Lane, delivery: Delivery, messages: list[Copy]) -> None:
+        stripe = Stripe(self._number(), delivery, messages)
+        if self._tells_spans:
+            self._stream.write(FRAME.pack(SPANS, self._lanes.index(lane), stripe.number))
+            send(self._stream, Spans([Span(message.target, message.nbytes) for message in messages]))
+        lane.send(stripe)
 
     def _number(self) -> int:
         return next(self._numbers) & 0xFFFFFFFF
@@ -168,7 +189,7 @@ class RdmaWriter:
             shares = share_out(stripe.messages, usable)
             stripe.delivery.stripes += len(shares) - 1
             for lane, messages in shares:
-                lane.send(Stripe(self._number(), stripe.delivery, messages))
+                self._send(lane, stripe.delivery, messages)
 
     def _check_progress(self) -> None:
         self._check = self._loop.call_later(_CHECK_S, self._check_progress)
