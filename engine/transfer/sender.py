@@ -70,6 +70,7 @@ class PrefillTransfer:
 
     def meet(self, peers: Sequence[Peer]) -> None:
         """Connect to decode engines before a request needs them. A failure is logged once; the next call retries."""
+        self._complaints = {peer: text for peer, text in self._complaints.items() if peer in peers}
         for peer in peers:
             if not self._is_connecting(peer):
                 self._begin(peer)

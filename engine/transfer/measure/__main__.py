@@ -12,9 +12,9 @@ import msgspec
 import uvloop
 
 from engine.errors import EngineError, TransferError
-from engine.transfer.measure.messages import SourceOrders, TargetOrders
 from engine.transfer.measure.source import run_source
 from engine.transfer.measure.target import run_target
+from pdctl.bench.transfer.messages import SourceOrders, TargetOrders
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from engine.kv.pool import KVPool
-from engine.transfer.measure.messages import Link
+from pdctl.bench.transfer.messages import Link
 
 _MEMCPY_S = 0.3
 _MEMCPY_BYTES = 32 << 20  # at a time, so that a busy machine does not disturb every one

@@ -14,24 +14,26 @@ from engine.transfer.measure.control import Control
 from engine.transfer.measure.links import memcpy, netdev
 from engine.transfer.measure.messages import (
     Admit,
-    Cell,
     Clear,
     Dismiss,
     Done,
+    Offered,
+    Prepare,
+    Prepared,
+    Sum,
+    Summed,
+)
+from engine.transfer.measure.starting import start_each
+from engine.transfer.waits import deadline
+from pdctl.bench.transfer.messages import (
+    Cell,
     Event,
     Failed,
     Link,
     Links,
-    Offered,
-    Prepare,
-    Prepared,
     SourceOrders,
-    Sum,
-    Summed,
     Unusable,
 )
-from engine.transfer.measure.starting import start_each
-from engine.transfer.waits import deadline
 
 _CONNECT_S = 10.0
 _WARM_UP_S = 0.05

@@ -15,7 +15,6 @@ from engine.transfer.measure.messages import (
     Clear,
     Dismiss,
     Done,
-    Listening,
     Offered,
     Prepare,
     Prepared,
@@ -23,10 +22,13 @@ from engine.transfer.measure.messages import (
     Request,
     Sum,
     Summed,
-    TargetOrders,
 )
 from engine.transfer.measure.starting import start_each
 from engine.transfer.waits import deadline
+from pdctl.bench.transfer.messages import (
+    Listening,
+    TargetOrders,
+)
 
 _SOURCE_S = 120.0  # from listening to the source's connection: it imports torch
 _DRAIN_S = 10.0

@@ -88,6 +88,7 @@ class ShmInlet:
         if not self._writing:
             self._task.cancel()
         await asyncio.wait({self._task})
+        self._listener.close()  # a task that has been cancelled before its first step has not
         if not self._task.cancelled():
             self._task.result()  # if watching failed, nobody may believe that the writer has gone
 

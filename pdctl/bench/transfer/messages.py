@@ -1,7 +1,4 @@
-"""What pdctl and the two measuring processes say to each other, a line of JSON each.
-
-engine/transfer/measure/messages.py has the same.
-"""
+"""What pdctl and the two measuring processes (engine/transfer/measure/) say to each other, a line of JSON each."""
 
 import msgspec
 
@@ -26,9 +23,9 @@ class SourceOrders(msgspec.Struct, frozen=True):
     port: int
     key: bytes
     transports: list[str]
-    block_sizes: list[int]
-    in_flight: list[int]
-    seconds: float
+    block_sizes: list[int]  # bytes, multiples of UNIT_BYTES in engine/transfer/measure/blocks.py
+    in_flight: list[int]  # blocks in a push
+    seconds: float  # of a cell
 
 
 class Link(msgspec.Struct, frozen=True):

@@ -19,12 +19,20 @@ from engine.transfer.measure import blocks
 from engine.transfer.measure.blocks import SizedBlocks, fill_at_random, make_pool, size_pool
 from engine.transfer.measure.control import ControlError
 from engine.transfer.measure.links import memcpy, netdev
-from engine.transfer.measure.messages import Failed, Link, Links, Listening, SourceOrders, TargetOrders, Unusable
 from engine.transfer.measure.source import run_source
 from engine.transfer.measure.target import run_target
 from engine.transfer.transports import shm
 from engine.transfer.transports.rdma.transport import RdmaTransport
 from engine.transfer.transports.shm import ShmTransport, ShmWriter
+from pdctl.bench.transfer.messages import (
+    Failed,
+    Link,
+    Links,
+    Listening,
+    SourceOrders,
+    TargetOrders,
+    Unusable,
+)
 
 KIB = 1024
 

@@ -118,6 +118,14 @@ async def test_after_draining_nobody_gets_in(pools: Pools):
         await within(ShmTransport(source).connect(inlet.offer, to(source, target)))
 
 
+async def test_an_inlet_that_is_drained_as_soon_as_it_is_made_lets_nobody_in(pools: Pools):
+    source, target = pools()
+    inlet = ShmTransport(target).open_inlet()
+    await inlet.drained()  # with no turn of the loop before it
+    with pytest.raises(TransferError, match="one host, but other network namespaces"):
+        await within(ShmTransport(source).connect(inlet.offer, to(source, target)), 2.0)
+
+
 async def test_an_inlet_admits_one_writer(pools: Pools):
     source, target = pools()
     inlet = ShmTransport(target).open_inlet()
