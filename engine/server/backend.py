@@ -15,6 +15,7 @@ from engine.transfer.checksum import PoolChecksum
 from engine.transfer.doorway import Doorway
 from engine.transfer.receiver import DecodeTransfer
 from engine.transfer.sender import PrefillTransfer
+from engine.transfer.transports.rdma.transport import RdmaTransport
 from engine.transfer.transports.usable import start_usable
 
 CORE_STOP_S = 5.0
@@ -51,7 +52,9 @@ async def running_backend(
             receiver = DecodeTransfer(transports, _identity(loaded, engine_id, state.token), PoolChecksum(pool))
             pd_comm_port = await _listen(receiver, core, args)
             stack.push_async_callback(receiver.close)
-        state.metrics.watch(core.stats, [transfer.counters for transfer in (sender, receiver) if transfer])
+        counters = [transfer.counters for transfer in (sender, receiver) if transfer]
+        rdma = [transport.memory for transport in transports if isinstance(transport, RdmaTransport)]
+        state.metrics.watch(core.stats, counters, rdma[0] if rdma else None)
         names = tuple(transport.name for transport in transports)
         yield Backend(
             core,

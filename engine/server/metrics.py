@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -32,8 +32,13 @@ class ServerMetrics:
         self._inter_token = self._histogram("inter_token_latency_seconds", "Between a request's tokens.", _FAST)
         self._e2e = self._histogram("e2e_request_latency_seconds", "From arrival to the last token.", _SLOW)
 
-    def watch(self, stats: Callable[[], CoreStats], transfers: Sequence[TransferCounters]) -> None:
-        """Publish the core's and the transfer's counters too, read at each scrape."""
+    def watch(
+        self, stats: Callable[[], CoreStats], transfers: Sequence[TransferCounters], rdma_memory: str | None = None
+    ) -> None:
+        """Publish the core's and the transfer's counters too, read at each scrape, and how NICs reach the KV pool."""
+        if rdma_memory is not None:
+            info = Gauge("pdctl:kv_rdma_memory", "How NICs reach the KV pool.", ["memory"], registry=self._registry)
+            info.labels(rdma_memory).set(1)
         self._registry.register(_CoreCollector(stats))
         self._registry.register(_TransferCollector(transfers))
 

@@ -25,7 +25,7 @@ def watched(state, core):
     for nbytes, seconds in ((3_000_000_000, 0.5), (1_000_000_000, 1.5)):
         counters.pair("ipc", PEER).pushed(nbytes, seconds)
     counters.pair("tcp", PEER)
-    state.metrics.watch(core.stats, [counters])
+    state.metrics.watch(core.stats, [counters], "dmabuf")
 
 
 async def test_core_and_transfer_counters(client, watched):
@@ -53,6 +53,7 @@ async def test_core_and_transfer_counters(client, watched):
     assert got["pdctl:kv_transfer_pending",] == 7
     assert got["pdctl:kv_transfer_checksum_mismatches_total",] == 1
     assert got["pdctl:kv_transfer_failed_total",] == 2
+    assert got["pdctl:kv_rdma_memory", ("memory", "dmabuf")] == 1
 
 
 async def test_requests_are_measured(client):
