@@ -31,7 +31,9 @@ class PtyChild:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.chdir(ROOT)
-            os.execvpe(argv[0], argv, os.environ | {"TERM": "xterm-256color"})
+            # A size in the environment, such as readline sets it, would come before the terminal's own.
+            own = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
+            os.execvpe(argv[0], argv, own | {"TERM": "xterm-256color"})
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self.fd)
 
