@@ -3,11 +3,12 @@
 Large runs go to the copy engines, in batches on several streams, since an engine pauses between two copies; they leave
 the multiprocessors to the kernels of prefill. An engine needs about a microsecond for a copy however small it is, so
 small runs are copied by a kernel, of few thread blocks, which saturate the link all the same. A push is queued part by
-part, so that what Python does for a part happens while the GPU copies the parts before it.
+part, and behind the push before it, so that what Python does for it happens while the GPU copies.
 Measured with benchmarks/transfer/cuda_ipc.py.
 """
 
 import ctypes
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from engine.transfer.blocks import Fit
 from engine.transfer.transports import cuda_driver
 
 VECTOR_BYTES = 16  # what a thread of the kernel loads at once: the addresses and sizes of blocks are multiples of it
+PUSHES_AT_ONCE = 2  # one that is copied, and one that is queued behind it
 
 _ENGINE_RUN_BYTES = 1 << 20  # on average; from there on the copy engines are faster
 _LANES = 4  # streams with copies for the engines
@@ -111,42 +113,38 @@ class BlockCopier:
     def __init__(self, kernel: cuda_driver.Kernel, own: Blocks, peer: Blocks, fit: Fit, device: torch.device) -> None:
         self._kernel = kernel
         self._own, self._peer, self._fit = own, peer, fit
-        self._device = device
         self._lanes = [torch.cuda.Stream(device) for _ in range(_LANES)]  # type: ignore[no-untyped-call]
         self._streams = [lane.cuda_stream for lane in self._lanes]
-        self._ends = [torch.cuda.Event() for _ in range(1, _LANES)]  # type: ignore[no-untyped-call]
-        self._begin = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
-        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._make_table(_TABLE)
+        self._pushes = itertools.cycle([QueuedPush(device) for _ in range(PUSHES_AT_ONCE)])
 
-    def copy(self, source: Sequence[int], target: Sequence[int], after: Computed | None) -> float:
-        """Block source[i] to block target[i] when `after` has ended, as far as they fit. The seconds that it took.
+    def queue(self, source: Sequence[int], target: Sequence[int], after: Computed | None) -> "QueuedPush":
+        """Queue the copies of block source[i] to block target[i], for when `after` has ended and earlier ones have.
 
-        Returns, or raises, when nothing is being copied.
+        At most PUSHES_AT_ONCE may be queued and not waited for. When it raises, none of its copies is being made.
         """
-        if 2 * len(source) > len(self._table):
-            self._make_table(2 * len(source))
+        push = next(self._pushes)
+        push.make_room(2 * len(source))
         _wait(self._lanes[0], after)
-        self._begin.record(self._lanes[0])
-        for lane in self._lanes[1:]:
-            lane.wait_event(self._begin)
+        push.mark_begin(self._lanes)
         try:
             for part in parts(max(len(source), len(target)), self._fit.nbytes):
                 blocks = self._own.num_blocks, self._peer.num_blocks
-                self._queue(places(source[part], target[part], self._fit, *blocks), part.start)
-        finally:
-            self._finish()  # also after an error: some copies may have been queued
-        milliseconds: float = self._begin.elapsed_time(self._end)
-        return milliseconds / 1e3
+                self._queue(push, places(source[part], target[part], self._fit, *blocks), part.start)
+        except BaseException:
+            push.mark_end(self._lanes)
+            push.wait()  # some may have been queued
+            raise
+        push.mark_end(self._lanes)
+        return push
 
-    def _queue(self, pieces: Places, first: int) -> None:
+    def _queue(self, push: "QueuedPush", pieces: Places, first: int) -> None:
         runs = merged(pieces)
         large = len(pieces.source) * pieces.nbytes >= _ENGINE_RUN_BYTES * len(runs.source)
         if large and cuda_driver.copies_in_batches():
             copies = np.stack((runs.target + self._peer.address, runs.source + self._own.address, runs.nbytes))
             cuda_driver.copy_in_batches(copies, self._streams)
         else:
-            self._queue_kernel(pieces, self._upload(pieces, first))
+            self._queue_kernel(pieces, push.upload(pieces, first, self._streams[0]))
 
     def _queue_kernel(self, pieces: Places, table: int) -> None:
         self._kernel.launch(
@@ -161,28 +159,58 @@ class BlockCopier:
             ctypes.c_uint(_PIECE_BYTES),
         )
 
-    def _upload(self, pieces: Places, first: int) -> int:
+
+class QueuedPush:
+    """What a push needs until it has been copied: its table of places, and the marks of its begin and its end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ends = [torch.cuda.Event() for _ in range(1, _LANES)]  # type: ignore[no-untyped-call]
+        self._begin = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._make_table(_TABLE)
+
+    def make_room(self, places: int) -> None:
+        """Have a table of at least so many places."""
+        if places > len(self._table):
+            self._make_table(places)
+
+    def upload(self, pieces: Places, first: int, stream: int) -> int:
         """The address of the part's places in device memory; each part has its own room, since others may be in use."""
         begin, count = 2 * first, 2 * len(pieces.source)
         np.concatenate((pieces.source, pieces.target), out=self._staging_words[begin : begin + count])
         offset, nbytes = begin * self._table.itemsize, count * self._table.itemsize
         address = self._table.data_ptr() + offset
-        cuda_driver.upload(address, self._staging.data_ptr() + offset, nbytes, self._streams[0])
+        cuda_driver.upload(address, self._staging.data_ptr() + offset, nbytes, stream)
         return address
+
+    def mark_begin(self, lanes: Sequence[torch.cuda.Stream]) -> None:
+        """Begin in all lanes when the first one has come here."""
+        self._begin.record(lanes[0])
+        for lane in lanes[1:]:
+            lane.wait_event(self._begin)
+
+    def mark_end(self, lanes: Sequence[torch.cuda.Stream]) -> None:
+        """End in the first lane when all have come here."""
+        for lane, end in zip(lanes[1:], self._ends, strict=True):
+            end.record(lane)
+            lanes[0].wait_event(end)
+        self._end.record(lanes[0])
+
+    def wait(self) -> float:
+        """Wait for the end; returns the seconds since the begin.
+
+        Asleep for what comes before the copies, then awake, since being woken may take longer than these.
+        """
+        self._begin.synchronize()
+        self._end.synchronize()
+        milliseconds: float = self._begin.elapsed_time(self._end)
+        return milliseconds / 1e3
 
     def _make_table(self, places: int) -> None:
         self._staging = torch.empty(places, dtype=torch.int64, pin_memory=True)
         self._staging_words = self._staging.numpy()
         self._table = torch.empty(places, dtype=torch.int64, device=self._device)
-
-    def _finish(self) -> None:
-        """Wait: asleep for the kernels before the copies, then awake, since being woken may take longer than these."""
-        for lane, end in zip(self._lanes[1:], self._ends, strict=True):
-            end.record(lane)
-            self._lanes[0].wait_event(end)
-        self._end.record(self._lanes[0])
-        self._begin.synchronize()
-        self._end.synchronize()
 
 
 def compile_kernel() -> cuda_driver.Kernel:

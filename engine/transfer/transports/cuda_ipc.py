@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
@@ -19,7 +20,14 @@ import torch
 from engine.errors import TransferError
 from engine.transfer.base import Computed, Pushed, Target
 from engine.transfer.transports import cuda_driver
-from engine.transfer.transports.cuda_copy import VECTOR_BYTES, BlockCopier, Blocks, compile_kernel
+from engine.transfer.transports.cuda_copy import (
+    PUSHES_AT_ONCE,
+    VECTOR_BYTES,
+    BlockCopier,
+    Blocks,
+    QueuedPush,
+    compile_kernel,
+)
 from engine.transfer.transports.hatch import Hatch, enter, leave, peer_process
 from engine.transfer.transports.shm import boot_id
 from engine.transfer.waits import finish
@@ -105,7 +113,7 @@ class CudaIpcInlet:
 
 
 class CudaIpcWriter:
-    """Writes blocks into a mapped pool, in one thread, so that the pushes of a peer keep their order."""
+    """Writes blocks into a mapped pool, in one thread: in order, the next push queued before the last has ended."""
 
     def __init__(self, sock: socket.socket, own: "_Own", target: Target) -> None:
         self._sock = sock
@@ -114,6 +122,8 @@ class CudaIpcWriter:
         self._base: int | None = None  # of the peer's allocation, while it is mapped
         self._copier: BlockCopier | None = None
         self._failure: Exception | None = None
+        self._asked: deque[_Push] = deque()
+        self._queued: deque[QueuedPush | TransferError] = deque()
         self._thread = _thread()
 
     async def open(self, gpu: str, probe: bytes, grant: "_Grant") -> None:
@@ -133,7 +143,8 @@ class CudaIpcWriter:
         copier = self._copier
         if copier is None:
             raise TransferError("its memory is no longer mapped")
-        seconds = await self._in_thread(self._copy, copier, source, target, after)
+        self._asked.append(_Push(source, target, after))
+        seconds = await self._in_thread(self._finish_next, copier)
         return Pushed(len(source) * self._target.fit.nbytes, seconds)
 
     async def close(self) -> None:
@@ -168,14 +179,27 @@ class CudaIpcWriter:
         ours = Blocks(own.address, own.nbytes // fit.source_stride)
         self._copier = BlockCopier(own.kernel, ours, Blocks(pool, blocks), fit, torch.device("cuda", own.device))
 
-    def _copy(self, copier: BlockCopier, source: Sequence[int], target: Sequence[int], after: Computed | None) -> float:
-        if self._failure is not None:
-            raise TransferError(f"an earlier push failed: {self._failure}")
+    def _finish_next(self, copier: BlockCopier) -> float:
+        """Queue what has been asked for, then wait for the oldest: each call ends one push, in the order of calls."""
+        while self._asked and len(self._queued) < PUSHES_AT_ONCE:
+            self._queued.append(self._queue(copier, self._asked.popleft()))
+        push = self._queued.popleft()
+        if isinstance(push, TransferError):
+            raise push
         try:
-            return copier.copy(source, target, after)
+            return push.wait()
         except Exception as error:
             self._failure = error
-            raise TransferError(f"a copy into its GPU memory failed: {error}") from error
+            raise _copy_failed(error) from error
+
+    def _queue(self, copier: BlockCopier, push: "_Push") -> QueuedPush | TransferError:
+        if self._failure is not None:
+            return TransferError(f"an earlier push failed: {self._failure}")
+        try:
+            return copier.queue(*push)
+        except Exception as error:
+            self._failure = error
+            return _copy_failed(error)
 
     def _unmap(self) -> None:
         if self._base is None:
@@ -185,6 +209,14 @@ class CudaIpcWriter:
             cuda_driver.close_handle(base)
         except cuda_driver.CudaError as error:  # of a GPU context that a failure has ended, and its mappings with it
             logger.warning("a decode engine's GPU memory cannot be unmapped: %s", error)
+
+
+class _Push(NamedTuple):
+    """What push() has been asked for."""
+
+    source: Sequence[int]
+    target: Sequence[int]
+    after: Computed | None
 
 
 class _Own(NamedTuple):
@@ -230,6 +262,10 @@ def _prepare(pool: DevicePool) -> _Own:
     if not has_room or cuda_driver.read(address + pool.nbytes, len(pool.probe)) != pool.probe:
         raise ValueError("the KV pool has no probe behind its last block")
     return _Own(device, _uuid(device), address, pool.nbytes, pool.probe, exported, compile_kernel())
+
+
+def _copy_failed(error: Exception) -> TransferError:
+    return TransferError(f"a copy into its GPU memory failed: {error}")
 
 
 def _visible_gpus() -> dict[str, int]:

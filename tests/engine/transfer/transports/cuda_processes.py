@@ -121,6 +121,10 @@ class _Serving:
     async def _push(self, source: list[int], target: list[int]) -> int:
         return (await self._writer.push(source, target)).bytes
 
+    async def _push_at_once(self, *pushes: tuple[list[int], list[int]]) -> list[Any]:
+        pushed = await asyncio.gather(*(self._writer.push(*push) for push in pushes), return_exceptions=True)
+        return [str(push) if isinstance(push, TransferError) else push.bytes for push in pushed]
+
     async def _push_but_fail(self, source: list[int], target: list[int]) -> int:
         def fail(*_: object) -> None:
             raise CudaError("out of luck")

@@ -244,6 +244,29 @@ async def test_a_push_of_many_parts_brings_all_of_them(blocks: int, block_bytes:
 
 
 @needs_two_gpus
+@pytest.mark.parametrize(("blocks", "block_bytes"), [(9000, SMALL), (250, LARGE)])
+async def test_pushes_at_once_are_copied_up_to_one_that_is_refused(blocks: int, block_bytes: int):
+    pool, source = gpu_pool("cuda:1", blocks, block_bytes), kv(blocks, block_bytes)
+    shuffled = random.sample(range(blocks), blocks)
+    shares = [shuffled[number::5] for number in range(5)]
+    inlet = await decode_side(pool)
+    async with engine("cuda:0", blocks, block_bytes) as prefill:
+        await connected(prefill, inlet, whole(block_bytes, blocks))
+        pushed = await prefill.does("push_at_once", *((share, share) for share in shares))
+        assert pushed == [len(share) * block_bytes for share in shares]
+        assert torch.equal(pool.tensor.cpu(), source)
+        pool.tensor.zero_()
+        torch.cuda.synchronize(1)
+        pushes = (shares[0], shares[0]), ([blocks], [0]), ([1], [1])
+        first, refused, behind = await prefill.does("push_at_once", *pushes)
+        assert first == len(shares[0]) * block_bytes
+        assert torch.equal(pool.tensor[shares[0]].cpu(), source[shares[0]])
+        assert "there is no block" in refused
+        assert "an earlier push failed" in behind
+    await within(inlet.drained())
+
+
+@needs_two_gpus
 async def test_a_writer_that_has_failed_stays_failed():
     pool = gpu_pool("cuda:1", BLOCKS, SMALL)
     inlet = await decode_side(pool)
