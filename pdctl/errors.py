@@ -49,6 +49,7 @@ class ProcessDiedError(PdctlError):
     """A process of the deployment exited; `detail` holds its last log lines."""
 
     exit_code = ExitCode.PROCESS_DIED
+    processes: tuple[str, ...] = ()
 
 
 class StepTimeoutError(PdctlError):

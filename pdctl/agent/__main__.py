@@ -41,6 +41,8 @@ def _parser() -> _Parser:
     logs.add_argument("names", nargs="*")
     probe = _command(commands, "probe", _probe, "what this host has")
     probe.add_argument("--ports", type=int, nargs="*", default=[], help="ports to be looked at")
+    probe.add_argument("--python", default=sys.executable, help="the interpreter that has the engine")
+    probe.add_argument("--packages", nargs="*", default=[], help="whose version is asked for: the first that it has")
     return parser
 
 
@@ -83,9 +85,10 @@ def _logs(options: argparse.Namespace) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
+    from pdctl.agent.engine_version import engine_version
     from pdctl.agent.probe import probe
 
-    _print(probe(options.dir, options.ports))
+    _print({**probe(options.dir, options.ports), **engine_version(options.python, options.packages)})
     return 0
 
 

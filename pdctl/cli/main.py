@@ -16,11 +16,13 @@ COMMANDS = {
     "up": "Start a deployment and show its dashboard.",
     "status": "Show the state and load of a deployment.",
     "logs": "Show what a deployment's processes wrote.",
+    "restart": "Start processes of a running deployment again.",
     "down": "Drain and stop a deployment.",
     "plan": "Show what `up` would start, and change nothing.",
     "nics": "Show the RDMA NICs of a host and those nearest to each GPU.",
     "bench": "Measure a running deployment under load.",
     "init": "Write a topology file that fits this machine.",
+    "profiles": "Show the engines and routers that can be started.",
     "schema": "Print the JSON Schema of the topology file.",
 }
 

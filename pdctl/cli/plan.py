@@ -8,6 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from pdctl.cli.terminal import Terminal
     from pdctl.planning.plan import Plan, ProcessPlan
 
 
@@ -23,8 +24,8 @@ def plan(
     from pdctl.cli.terminal import Terminal
     from pdctl.planning.redaction import redact
 
-    made = redact(_make_plan(topology, name))
     terminal = Terminal()
+    made = redact(_make_plan(topology, name, terminal))
     if json:
         terminal.print_json(made.model_dump(mode="json"))
         return
@@ -34,18 +35,21 @@ def plan(
         terminal.print(f"\n{process.name}\n  {_command_line(process)}")
 
 
-def _make_plan(path: Path | None, name: str | None) -> "Plan":
+def _make_plan(path: Path | None, name: str | None, terminal: "Terminal") -> "Plan":
     import asyncio
 
     from pdctl.deployment.store import state_root
-    from pdctl.planning.planner import make_plan
+    from pdctl.planning.planner import make_plan, missing_engines
     from pdctl.planning.probing import probe_hosts
     from pdctl.profiles import load_profile
     from pdctl.topology.loading import load_topology
 
     topology = load_topology(path, name=name)
     profile = load_profile(topology.engine)
-    return make_plan(topology, profile, asyncio.run(probe_hosts(topology, profile, state_root())))
+    inventories = asyncio.run(probe_hosts(topology, profile, state_root()))
+    for problem in missing_engines(topology, profile, inventories):
+        terminal.info(f"warning: {problem}")
+    return make_plan(topology, profile, inventories)
 
 
 def _table(plan: "Plan") -> "Table":

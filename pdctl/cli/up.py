@@ -14,8 +14,8 @@ from pdctl.deployment.apply import prepare
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import clear_way, hold, launch
 from pdctl.deployment.store import Store
-from pdctl.errors import ExitCode
-from pdctl.planning.planner import make_plan
+from pdctl.errors import ExitCode, PlanError
+from pdctl.planning.planner import make_plan, missing_engines
 from pdctl.planning.probing import probe_hosts
 from pdctl.profiles import load_profile
 from pdctl.topology.loading import load_topology
@@ -87,6 +87,8 @@ class _Launcher:
     async def _prepare(self) -> Deployment:
         profile = load_profile(self._topology.engine)
         inventories = await probe_hosts(self._topology, profile, self._store.root)
+        for problem in missing_engines(self._topology, profile, inventories):
+            raise PlanError(problem)
         return prepare(make_plan(self._topology, profile, inventories), self._folder)
 
     async def _serve_detached(self, deployment: Deployment) -> None:

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pdctl.dashboard.units import format_bytes, format_duration
+from pdctl.dashboard.units import format_bytes, format_count, format_duration
 from pdctl.deployment.models import DeploymentStatus, ProcessStatus, Progress
 
 STATE_STYLES = {
@@ -141,6 +141,11 @@ def _kv_usage(process: ProcessStatus) -> Text:
     return Text(f"{100 * usage:.0f}%", "red" if usage >= 0.95 else "yellow" if usage >= 0.8 else "")
 
 
+def _tokens(count: float | None) -> Text:
+    """Prompt tokens whose KV came from a prefill engine."""
+    return Text("-", "dim") if count is None else Text(format_count(count))
+
+
 def _restarts(process: ProcessStatus) -> Text:
     return Text(str(process.restarts), "yellow" if process.restarts else "dim")
 
@@ -157,6 +162,7 @@ _COLUMNS = (
     _Column("RUN", lambda process: _number(process.load.running), 2, right=True),
     _Column("WAIT", _waiting, 2, right=True),
     _Column("KV", _kv_usage, 2, right=True),
+    _Column("KV-IN", lambda process: _tokens(process.load.transferred_tokens), 4, right=True),
     _Column("VIA", lambda process: Text(",".join(process.load.transports) or "-"), 5),
     _Column("UP", lambda process: Text(format_duration(process.uptime_s)), 9, right=True),
     _Column("RST", _restarts, 10, right=True),

@@ -1,27 +1,23 @@
 """Applying a plan: agent, router, engines, one step after the other, until every pair has served a request."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from time import monotonic, time
-from typing import Any
-
-import httpx
 
 from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.process_start import ProcessStarter
+from pdctl.deployment.serving_engines import wait_known
 from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.store import DeploymentFolder, ProcessId, State, new_run_id
-from pdctl.deployment.verify import Engine, pairs, verify
+from pdctl.deployment.troubles import TAIL, advice
+from pdctl.deployment.verify import Pair, pairs, verify
 from pdctl.deployment.watch import ProcessWatch
-from pdctl.errors import PdctlError, StepTimeoutError, VerifyError
-from pdctl.planning.plan import ROUTER_PLACEHOLDER, Plan, ProcessPlan
+from pdctl.errors import PdctlError, ProcessDiedError, StepTimeoutError, VerifyError
+from pdctl.planning.plan import Plan, ProcessPlan
 
-TOKEN_FILE = "PDCTL_TOKEN_FILE"
-REGISTER_TIMEOUT_S = 30.0
 DEATH_S = 5.0  # for a process to end that has answered with an error
 LOG_LINES = 20  # of each process that was awaited in vain
-_POLL_S = 0.1
-_POLL_TIMEOUT_S = 5.0
 
 Report = Callable[[str], None]
 
@@ -40,181 +36,131 @@ async def apply(deployment: Deployment, *, timeout_s: float | None = None, repor
 
     Whatever it raises, the caller is to tear the deployment down.
     """
-    start = _Start(deployment, report)
-    try:
-        await _within(timeout_s, start)
-    except (StepTimeoutError, VerifyError) as error:
-        error.detail = await start.last_lines()
-        raise
+    start = Start(deployment, report)
+    await start.to_its_end(start.all(), timeout_s)
 
 
-async def _within(timeout_s: float | None, start: "_Start") -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await start.run()
-    except TimeoutError:
-        raise StepTimeoutError(f"not ready within {timeout_s:g} s: it was waiting for {start.waiting_for}") from None
+class Start:
+    """The steps of a start, of a whole deployment or of one of its processes."""
 
-
-class _Start:
-    """The steps of one start."""
-
-    def __init__(self, deployment: Deployment, report: Report) -> None:
-        self.waiting_for = "the agent"
-        self._awaited: Sequence[str] = ()  # the processes among what it waits for
+    def __init__(self, deployment: Deployment, report: Report, *, again: Sequence[ProcessPlan] = ()) -> None:
+        self._again = again
         self._deployment = deployment
         self._plan = deployment.plan
         self._report = report
-        self._watch = ProcessWatch(deployment, _ProgressReport(report))
-        self._endpoint = ""
+        self._watch = ProcessWatch(deployment, _ProgressReport(report), again=[process.name for process in again])
+        self._starter = ProcessStarter(deployment, self._watch)
 
-    async def run(self) -> None:
+    async def to_its_end(self, steps: Coroutine[object, object, None], timeout_s: float | None) -> None:
+        """Run steps; what goes wrong is told with the last lines of the processes' logs, and with what they mean."""
+        try:
+            await self._within(steps, timeout_s)
+        except (StepTimeoutError, VerifyError) as error:
+            error.detail = await self._last_lines(self._starter.awaited, LOG_LINES)
+            error.detail = _joined(error.detail, await self._advice(self._starter.awaited))
+            raise
+        except ProcessDiedError as error:
+            error.detail = _joined(error.detail, await self._advice(error.processes))
+            raise
+
+    async def all(self) -> None:
+        """Agents, router, engines, then a request through every pair."""
         for name, host in self._deployment.hosts.items():
             await host.start_agent(self._deployment.folder.agent_folder(name), self._deployment.state.run_id)
         async with self._watch:
             await self._watch.unless_one_dies(self._steps())
 
-    async def last_lines(self) -> str:
-        """The end of the logs of the processes that it waited for."""
-        if not self._awaited:
-            return ""
-        with suppress(PdctlError):  # what was waited for is said in any case
-            lines = self._deployment.logs(self._awaited, tail=LOG_LINES)
-            return "\n".join([f"{line.process} | {line.text}" async for line in lines])
-        return ""
+    async def again(self) -> None:
+        """Start the processes that have ended, then send a request through every pair that they are of."""
+        async with self._watch:
+            await self._watch.unless_one_dies(self._steps_again())
+
+    async def _within(self, steps: Coroutine[object, object, None], timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await steps
+        except TimeoutError:
+            waited = self._starter.waiting_for
+            raise StepTimeoutError(f"not ready within {timeout_s:g} s: it was waiting for {waited}") from None
 
     async def _steps(self) -> None:
-        await self._start_router()
-        for engine in self._plan.engines:
-            await self._start(engine)
-        await self._wait_engines(monotonic())
-        engines = await self._wait_registered()
-        await self._verify(engines)
+        router, engines = self._plan.router, self._plan.engines
+        if not self._plan.router_starts_last:
+            await self._start_router()
+        for engine in engines:
+            await self._starter.start(engine, self._router_address())
+        await self._starter.wait_all(engines, self._report)
+        if self._plan.router_starts_last:
+            await self._start_router()
+        endpoint = self._starter.url(router)
+        known = await wait_known(self._plan, self._starter, endpoint, self._report)
+        await self._verify(list(pairs(known)), endpoint)
         self._write_state(phase="verified")
+
+    async def _steps_again(self) -> None:
+        for process in self._again:
+            await self._starter.start(process, self._router_address())
+        await self._starter.wait_all(self._again, self._report)
+        endpoint = self._starter.url(self._plan.router)
+        self._write_state(endpoint=endpoint)
+        engines = await wait_known(self._plan, self._starter, endpoint, self._report)
+        names = {process.head or process.name for process in self._again}
+        await self._verify([pair for pair in pairs(engines) if names & {"router", *pair.processes}], endpoint)
 
     async def _start_router(self) -> None:
         router = self._plan.router
-        await self._start(router)
-        await self._wait_ready(router, monotonic() + router.readiness.timeout_s)
-        self._endpoint = self._url(router)
-        self._write_state(endpoint=self._endpoint)
-        self._report(f"router listens at {self._endpoint}")
+        await self._starter.start(router, "")
+        await self._starter.wait_ready(router, monotonic() + router.readiness.timeout_s)
+        endpoint = self._starter.url(router)
+        self._write_state(endpoint=endpoint)
+        self._report(f"router listens at {endpoint}")
 
-    async def _start(self, process: ProcessPlan) -> None:
-        address = self._endpoint.removeprefix("http://")
-        client = await self._deployment.client(process.host)
-        env = {key: value.replace(ROUTER_PLACEHOLDER, address) for key, value in process.env.items()}
-        answer = await client.call(
-            "start",
-            name=process.name,
-            argv=[argument.replace(ROUTER_PLACEHOLDER, address) for argument in process.argv],
-            env={**env, TOKEN_FILE: str(self._deployment.folder.token_path)},
-            grace=process.stop_grace_s,
-        )
-        self._watch.snapshots.setdefault(process.name, Snapshot.model_validate(answer))
+    def _router_address(self) -> str:
+        """Empty before it has started: engines that start before the router know nothing of it."""
+        return (self._deployment.state.endpoint or "").removeprefix("http://")
 
-    async def _wait_engines(self, started: float) -> None:
-        """The shortest limit first, so that each is kept."""
-        for engine in sorted(self._plan.engines, key=lambda engine: engine.readiness.timeout_s):
-            await self._wait_ready(engine, started + engine.readiness.timeout_s)
-            self._report(f"{engine.name} is ready after {monotonic() - started:.1f} s")
-
-    async def _wait_ready(self, process: ProcessPlan, deadline: float) -> None:
-        self._wait_for("become ready", process.name)
-        if process.readiness.kind == "notify":
-            await self._wait_notice(process, deadline)
-        else:
-            await self._wait_http(process, deadline)
-
-    def _wait_for(self, what: str, *processes: str) -> None:
-        self.waiting_for = f"{', '.join(processes)} to {what}"
-        self._awaited = processes
-
-    async def _wait_notice(self, process: ProcessPlan, deadline: float) -> None:
-        def is_ready(snapshot: Snapshot) -> bool:
-            return snapshot.state == "ready"
-
-        what = f"become ready within {process.readiness.timeout_s:g} s"
-        await self._watch.until(process.name, is_ready, deadline - monotonic(), what)
-
-    async def _wait_http(self, process: ProcessPlan, deadline: float) -> None:
-        while True:
-            url = self._known_url(process)  # a port that is reported comes late
-            if url is not None and await self._get(url + process.readiness.path) is not None:
-                return
-            if monotonic() > deadline:
-                why = f"no 200 from {url}{process.readiness.path}" if url else "it did not say on which port it listens"
-                limit = process.readiness.timeout_s
-                raise StepTimeoutError(f"{process.name} did not become ready within {limit:g} s: {why}")
-            await asyncio.sleep(_POLL_S)  # the process announces nothing
-
-    async def _wait_registered(self) -> dict[str, list[Engine]]:
-        """The engines of each role as the router knows them, once it knows all."""
-        deadline = monotonic() + REGISTER_TIMEOUT_S
-        self._wait_for("register at the router", *(engine.name for engine in self._plan.engines))
-        while True:
-            answer = await self._get(f"{self._endpoint}/registered")
-            found, missing = self._match(answer.json() if answer is not None else {})
-            if not missing:
-                self._report(f"{len(self._plan.engines)} engines registered at the router")
-                return found
-            self._wait_for("register at the router", *missing)
-            if monotonic() > deadline:
-                what = f"{', '.join(missing)} did not register at the router within {REGISTER_TIMEOUT_S:g} s"
-                raise StepTimeoutError(what)
-            await asyncio.sleep(_POLL_S)  # the router tells only who asks
-
-    def _match(self, registered: dict[str, list[dict[str, Any]]]) -> tuple[dict[str, list[Engine]], list[str]]:
-        """Pair the router's entries with the plan's engines, by role and port."""
-        found: dict[str, list[Engine]] = {"prefill": [], "decode": [], "mixed": []}
-        missing = []
-        for engine in self._plan.engines:
-            url = self._url(engine)
-            entries = {f"http://{e['host_ip']}:{e['port']}": e for e in registered.get(engine.role, [])}
-            if url in entries:
-                found[engine.role].append(Engine(engine.name, url, entries[url].get("model") or self._plan.model))
-            else:
-                missing.append(engine.name)
-        return found, missing
-
-    async def _verify(self, engines: dict[str, list[Engine]]) -> None:
-        all_pairs = list(pairs(engines))
-        self.waiting_for = f"a request to go through {', '.join(map(str, all_pairs))}"
-        self._awaited = [process.name for process in self._plan.processes]
-        token = self._deployment.folder.read_token()
+    async def _verify(self, asked: list[Pair], endpoint: str) -> None:
+        shown = ", ".join(map(str, asked))
+        self._starter.waiting_for = f"a request to go through {shown}"
+        self._starter.awaited = [process.name for process in self._plan.processes]
+        token = self._deployment.folder.read_token() if self._plan.has_own_router else None
         try:
-            await verify(self._deployment.http, self._endpoint, token, all_pairs)
+            await verify(self._deployment.http, endpoint, token, asked, self._plan.warm_up)
         except VerifyError as error:
-            self._awaited = [self._plan.router.name, *error.processes]
+            self._starter.awaited = [self._plan.router.name, *error.processes]
             await self._expect_a_death(error)
             raise
-        self._report(f"a request went through {', '.join(map(str, all_pairs))}")
+        if self._plan.has_own_router:
+            self._report(f"a request went through {shown}")
+        else:
+            self._report(f"requests were answered; {self._plan.router.argv[0]} does not say by which of {shown}")
 
     async def _expect_a_death(self, error: VerifyError) -> None:
         """A process that fails answers first and ends then: its end is the better reason, and cancels this wait."""
         with suppress(StepTimeoutError):
             await self._watch.until(error.processes[-1], lambda _: False, DEATH_S, "end")
 
-    async def _get(self, url: str) -> httpx.Response | None:
-        """The answer if it is a 200."""
-        try:
-            answer = await self._deployment.http.get(url, timeout=_POLL_TIMEOUT_S)
-        except httpx.HTTPError:  # it does not listen yet
-            return None
-        return answer if answer.status_code == httpx.codes.OK else None
+    async def _advice(self, processes: Sequence[str]) -> str:
+        if not self._plan.troubles:
+            return ""
+        return advice((await self._last_lines(processes, TAIL)).splitlines(), self._plan.troubles)
 
-    def _url(self, process: ProcessPlan) -> str:
-        url = self._known_url(process)
-        if url is None:
-            raise StepTimeoutError(f"{process.name} said that it is ready, but not on which port it listens")
-        return url
-
-    def _known_url(self, process: ProcessPlan) -> str | None:
-        return self._deployment.url(process, self._watch.snapshots[process.name], "api")
+    async def _last_lines(self, processes: Sequence[str], count: int) -> str:
+        """The end of the logs of processes."""
+        if not processes:
+            return ""
+        with suppress(PdctlError):  # what went wrong is said in any case
+            lines = self._deployment.logs(processes, tail=count)
+            return "\n".join([f"{line.process} | {line.text}" async for line in lines])
+        return ""
 
     def _write_state(self, **changes: object) -> None:
         state = self._deployment.state
         self._deployment.folder.write_state(state.model_copy(update=changes))
+
+
+def _joined(*texts: str) -> str:
+    return "\n".join(text for text in texts if text)
 
 
 class _ProgressReport:

@@ -149,11 +149,12 @@ class Deployment:
     async def _router_problem(self, endpoint: str | None) -> str | None:
         if endpoint is None:
             return "the router has not reported its port"
+        path = self.plan.router.readiness.path
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                answer = await self.http.get(f"{endpoint}/health")
+                answer = await self.http.get(endpoint + path)
         except (httpx.HTTPError, TimeoutError) as error:
-            return f"the router's /health does not answer: {type(error).__name__}"
+            return f"the router's {path} does not answer: {type(error).__name__}"
         if answer.status_code == httpx.codes.OK:
             return None
-        return f"the router's /health answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"
+        return f"the router's {path} answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"

@@ -8,6 +8,9 @@ from pdctl.deployment.snapshot import Snapshot, describe_exit
 from pdctl.deployment.store import State
 from pdctl.planning.plan import Plan, ProcessPlan
 
+# Of a prompt's tokens, some engines compute the last one again on decode.
+LOCAL_SHARE = 0.02
+
 
 class Findings(NamedTuple):
     """What a look at a deployment found."""
@@ -29,7 +32,7 @@ class _Verdict(NamedTuple):
 def make_status(plan: Plan, state: State, found: Findings) -> DeploymentStatus:
     """Describe the deployment truthfully."""
     verdict = _judge(plan, state, found)
-    processes = [] if state.phase == "down" else [_process(process, state, found) for process in plan.processes]
+    processes = [] if state.phase == "down" else [_process(process, plan, state, found) for process in plan.processes]
     return DeploymentStatus(
         name=plan.name,
         state=verdict.state,
@@ -83,13 +86,14 @@ def _process_problem(plan: Plan, found: Findings) -> str | None:
     return None
 
 
-def _process(process: ProcessPlan, state: State, found: Findings) -> ProcessStatus:
+def _process(process: ProcessPlan, plan: Plan, state: State, found: Findings) -> ProcessStatus:
     snapshot = found.snapshots.get(process.name)
     if snapshot is None:
         awaited = state.phase == "starting" and found.owner_lives
         return ProcessStatus(
             name=process.name, role=process.role, host=process.host, state="starting" if awaited else "unknown"
         )
+    load = found.loads.get(process.name, Load())
     return ProcessStatus(
         name=process.name,
         role=process.role,
@@ -103,14 +107,23 @@ def _process(process: ProcessPlan, state: State, found: Findings) -> ProcessStat
         cpu_percent=snapshot.cpu_percent,
         memory_bytes=snapshot.memory_bytes,
         progress=snapshot.progress if snapshot.state == "starting" else None,
-        warning=snapshot.warning,
-        load=found.loads.get(process.name, Load()),
+        warning=snapshot.warning or _pd_warning(process, plan, load),
+        load=load,
     )
+
+
+def _pd_warning(process: ProcessPlan, plan: Plan, load: Load) -> str | None:
+    """Whether decode computes prompts that it should be sent, unless the router is told that it may."""
+    local, moved = load.locally_computed_tokens or 0, load.transferred_tokens or 0
+    may = "--pd-min-tokens" in plan.router.argv
+    if process.role != "decode" or may or local <= LOCAL_SHARE * (local + moved):
+        return None
+    return f"computed {local:.0f} prompt tokens itself ({moved:.0f} were transferred): see its log, and prefill's"
 
 
 def _process_state(process: ProcessPlan, snapshot: Snapshot, state: State) -> ProcessState:
     """A process that does not notify was seen to be ready before the deployment was verified."""
-    if snapshot.state == "starting" and process.readiness.kind == "http" and state.phase == "verified":
+    if snapshot.state == "starting" and process.readiness.kind != "notify" and state.phase == "verified":
         return "ready"
     return snapshot.state
 

@@ -2,16 +2,17 @@
 
 import asyncio
 from collections.abc import Iterator
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import httpx
 
 from pdctl.errors import VerifyError
+from pdctl.profiles import WarmUp
 
-REQUEST_TIMEOUT_S = 120.0  # on a CPU that is shared, a first request can take long
 CONCURRENCY = 8
 PREFILL_URL, DECODE_URL, TOKEN = "X-Router-Prefill-URL", "X-Router-Decode-URL", "X-Pdctl-Token"
-_PROMPT = "Hello"
+_WORDS = ("Hello", "there", "again", "my", "friend")
 _BODY_CHARACTERS = 300  # of a refusal, in the error
 
 
@@ -47,14 +48,19 @@ def pairs(engines: dict[str, list[Engine]]) -> Iterator[Pair]:
         yield Pair(None, mixed)
 
 
-async def verify(client: httpx.AsyncClient, endpoint: str, token: str, all_pairs: list[Pair]) -> None:
-    """Send a request through each pair; raises VerifyError for the first that does not get through."""
+async def verify(
+    client: httpx.AsyncClient, endpoint: str, token: str | None, all_pairs: list[Pair], warm_up: WarmUp
+) -> None:
+    """Send a request through each pair; raises VerifyError for the first that does not get through.
+
+    ``token``: with which pdctl's router takes a request to a pair of choice; None: it is another, which chooses itself.
+    """
     turn = asyncio.Semaphore(CONCURRENCY)
 
     async def one(pair: Pair) -> None:
         async with turn:
             try:
-                await _verify_pair(client, endpoint, token, pair)
+                await _verify_pair(client, endpoint, token, pair, warm_up)
             except VerifyError as error:
                 error.processes = pair.processes
                 raise
@@ -68,19 +74,30 @@ async def verify(client: httpx.AsyncClient, endpoint: str, token: str, all_pairs
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _verify_pair(client: httpx.AsyncClient, endpoint: str, token: str, pair: Pair) -> None:
-    pins = {DECODE_URL: pair.decode.url, TOKEN: token}
-    if pair.prefill is not None:
-        pins[PREFILL_URL] = pair.prefill.url
-    body = {"model": pair.decode.model, "prompt": _PROMPT, "max_tokens": 2, "temperature": 0}
+def prompt_of(words: int) -> str:
+    """Return a prompt of so many words."""
+    return " ".join(islice(cycle(_WORDS), words))
+
+
+async def _verify_pair(
+    client: httpx.AsyncClient, endpoint: str, token: str | None, pair: Pair, warm_up: WarmUp
+) -> None:
+    pins = _pins(pair, token) if token is not None else {}
+    prompt = prompt_of(warm_up.prompt_words)
+    body = {"model": pair.decode.model, "prompt": prompt, "max_tokens": 2, "temperature": 0}
     try:
-        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+        async with asyncio.timeout(warm_up.timeout_s):
             answer = await client.post(f"{endpoint}/v1/completions", json=body, headers=pins, timeout=None)
     except TimeoutError:
-        raise VerifyError(f"a request through {pair} got no answer in {REQUEST_TIMEOUT_S:g} s") from None
+        raise VerifyError(f"a request through {pair} got no answer in {warm_up.timeout_s:g} s") from None
     except httpx.HTTPError as error:
         raise VerifyError(f"a request through {pair} failed: {type(error).__name__}: {error}") from error
     _check(answer, pair, pins)
+
+
+def _pins(pair: Pair, token: str) -> dict[str, str]:
+    prefill = {} if pair.prefill is None else {PREFILL_URL: pair.prefill.url}
+    return {DECODE_URL: pair.decode.url, TOKEN: token, **prefill}
 
 
 def _check(answer: httpx.Response, pair: Pair, pins: dict[str, str]) -> None:

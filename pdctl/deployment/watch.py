@@ -1,7 +1,7 @@
 """Watching a deployment's processes: their latest state, and the first death."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,12 +14,22 @@ Result = TypeVar("Result")
 
 
 class ProcessWatch:
-    """Follows all processes through their agents; to be used as an async context."""
+    """Follows all processes through their agents; to be used as an async context.
 
-    def __init__(self, deployment: Deployment, on_change: Callable[[Snapshot], None] = lambda snapshot: None) -> None:
+    ``again``: those that have ended and will be started again: their last end is of no interest.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        on_change: Callable[[Snapshot], None] = lambda snapshot: None,
+        *,
+        again: Collection[str] = (),
+    ) -> None:
         self.snapshots: dict[str, Snapshot] = {}
         self._deployment = deployment
         self._on_change = on_change
+        self._again = again
         self._clients: list[AgentClient] = []
         self._changed = asyncio.Event()
         self._receivers: set[asyncio.Task[None]] = set()
@@ -30,7 +40,9 @@ class ProcessWatch:
                 client = await host.connect(self._deployment.folder.agent_folder(name))
                 self._clients.append(client)
                 for answer in await client.call("subscribe", logs=False):
-                    self._take(Snapshot.model_validate(answer))
+                    snapshot = Snapshot.model_validate(answer)
+                    if snapshot.name not in self._again:
+                        self._take(snapshot)
                 self._receivers.add(asyncio.create_task(self._receive(client)))
         except BaseException:
             await self._close()
@@ -71,6 +83,10 @@ class ProcessWatch:
             raise StepTimeoutError(f"{name} did not {what}{self._progress(name)}") from None
         return snapshot
 
+    def started(self, snapshot: Snapshot) -> None:
+        """Take what the agent answered when a process was started, unless there is newer news of it."""
+        self.snapshots.setdefault(snapshot.name, snapshot)
+
     async def _receive(self, client: AgentClient) -> None:
         for snapshot in list(self.snapshots.values()):
             _check_alive(snapshot)
@@ -102,7 +118,11 @@ class ProcessWatch:
 
 def _check_alive(snapshot: Snapshot) -> None:
     if snapshot.exit_code is not None:
-        raise ProcessDiedError(describe_exit(snapshot.name, snapshot.exit_code), detail="\n".join(snapshot.last_lines))
+        error = ProcessDiedError(
+            describe_exit(snapshot.name, snapshot.exit_code), detail="\n".join(snapshot.last_lines)
+        )
+        error.processes = (snapshot.name,)
+        raise error
 
 
 async def _never() -> None:

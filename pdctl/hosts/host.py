@@ -28,8 +28,13 @@ class Host(Protocol):
 
     name: str
 
-    async def probe(self, folder: Path, ports: Sequence[int]) -> dict[str, Any]:
-        """What the host has, and who holds the ports; see pdctl/planning/inventory.py."""
+    async def probe(
+        self, folder: Path, ports: Sequence[int], *, python: str | None = None, packages: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """What the host has, and who holds the ports; see pdctl/planning/inventory.py.
+
+        `python`: the interpreter whose packages are asked for (None: the agent's own).
+        """
 
     async def start_agent(self, folder: Path, run_id: str) -> None:
         """Start an agent that outlives the caller; returns when it listens."""

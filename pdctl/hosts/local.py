@@ -32,9 +32,13 @@ class LocalHost:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    async def probe(self, folder: Path, ports: Sequence[int]) -> dict[str, Any]:
+    async def probe(
+        self, folder: Path, ports: Sequence[int], *, python: str | None = None, packages: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """See Host."""
-        output = await self._run("probe", folder, "--ports", *map(str, ports), timeout_s=PROBE_TIMEOUT_S)
+        arguments = ["--ports", *map(str, ports), "--packages", *packages]
+        arguments += ["--python", python] if python else []
+        output = await self._run("probe", folder, *arguments, timeout_s=PROBE_TIMEOUT_S)
         inventory: dict[str, Any] = json.loads(output)
         return inventory
 

@@ -9,53 +9,84 @@ from pdctl.profiles import EngineRole, Profile
 from pdctl.topology.models import EngineGroup, Topology
 
 Engine = tuple[EngineRole, int, int]  # role, group, replica
+Gpus = tuple[int, ...]
 
 
 def assign_gpus(
     topology: Topology, profile: Profile, inventories: dict[str, Inventory]
-) -> dict[Engine, tuple[int, ...]]:
-    """Give each engine the GPUs asked for, or free ones where the profile requires GPUs; raises PlanError."""
+) -> dict[Engine, tuple[Gpus, ...]]:
+    """Give each engine GPUs on each of its hosts: those asked for, or free ones where the profile requires GPUs.
+
+    Raises PlanError.
+    """
     free = _free_gpus(topology, inventories)
-    assigned: dict[Engine, tuple[int, ...]] = {}
+    assigned: dict[Engine, tuple[Gpus, ...]] = {}
     for role, index, group in topology.groups():
         if not group.replicas:
             continue
-        inventory = inventories[group.host]
-        gpus = group.gpus
-        if gpus is not None:
-            _check_asked(f"{role}[{index}].gpus", group.host, gpus, profile, inventory)
-        elif profile.gpus == "required":
-            gpus = list(islice(free[group.host], group.replicas * group.tp))
-            _check_found(f"{role}[{index}]", group, gpus, profile, inventory)
+        share = gpus_on_each_host(profile, group)
+        on_hosts = [
+            _gpus_of_group(f"{role}[{index}]", group, host, share, profile, inventories[host], free[host])
+            for host in group.nodes
+        ]
         for replica in range(group.replicas):
-            assigned[role, index, replica] = tuple((gpus or [])[replica * group.tp : (replica + 1) * group.tp])
+            own = slice(replica * share, (replica + 1) * share)
+            assigned[role, index, replica] = tuple(tuple(gpus[own]) for gpus in on_hosts)
     return assigned
 
 
+def gpus_on_each_host(profile: Profile, group: EngineGroup) -> int:
+    """How many GPUs an engine has on each of its hosts, if it uses any."""
+    return (group.tp if profile.dp_shares_gpus else group.tp * group.dp) // len(group.nodes)
+
+
 def _free_gpus(topology: Topology, inventories: dict[str, Inventory]) -> dict[str, Iterator[int]]:
-    asked = {(group.host, gpu) for _, _, group in topology.groups() for gpu in group.gpus or ()}
+    asked = {(host, gpu) for _, _, group in topology.groups() for host in group.nodes for gpu in group.gpus or ()}
     return {
         host: iter([gpu.index for gpu in inventory.gpus if gpu.is_free and (host, gpu.index) not in asked])
         for host, inventory in inventories.items()
     }
 
 
-def _check_asked(key: str, host: str, gpus: list[int], profile: Profile, inventory: Inventory) -> None:
-    present = {gpu.index for gpu in inventory.gpus}
+def _gpus_of_group(
+    key: str,
+    group: EngineGroup,
+    host: str,
+    share: int,
+    profile: Profile,
+    inventory: Inventory,
+    free: Iterator[int],
+) -> list[int]:
+    needed = group.replicas * share
+    if group.gpus is not None:
+        _check_asked(f"{key}.gpus", group, host, needed, profile, inventory)
+        return group.gpus
+    if profile.gpus != "required":
+        return []
+    found = list(islice(free, needed))
+    if len(found) < needed:
+        raise PlanError(
+            f"{key}: engine {profile.name!r} needs {needed} free GPU(s) on host {host!r} "
+            f"({_sum(group)}), {len(found)} left: it has {_present(inventory)}"
+        )
+    return found
+
+
+def _check_asked(key: str, group: EngineGroup, host: str, needed: int, profile: Profile, inventory: Inventory) -> None:
+    gpus, present = group.gpus or [], {gpu.index for gpu in inventory.gpus}
     for gpu in gpus:
         if gpu not in present:
             raise PlanError(f"{key}: host {host!r} has no GPU {gpu}: it has {_present(inventory)}")
     if gpus and profile.gpus == "none":
         raise PlanError(f"{key}: engine {profile.name!r} uses no GPU: leave gpus out")
+    if len(gpus) != needed:
+        raise PlanError(f"{key}: {len(gpus)} given, {needed} needed on host {host!r} ({_sum(group)})")
 
 
-def _check_found(key: str, group: EngineGroup, gpus: list[int], profile: Profile, inventory: Inventory) -> None:
-    needed = group.replicas * group.tp
-    if len(gpus) < needed:
-        raise PlanError(
-            f"{key}: engine {profile.name!r} needs {needed} free GPU(s) on host {group.host!r} "
-            f"(replicas {group.replicas} x tp {group.tp}), {len(gpus)} left: it has {_present(inventory)}"
-        )
+def _sum(group: EngineGroup) -> str:
+    dp = f" x dp {group.dp}" if group.dp > 1 else ""
+    shared = f", shared by {len(group.nodes)} hosts" if len(group.nodes) > 1 else ""
+    return f"replicas {group.replicas} x tp {group.tp}{dp}{shared}"
 
 
 def _present(inventory: Inventory) -> str:

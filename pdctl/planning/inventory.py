@@ -85,5 +85,7 @@ class Inventory(_Section):
     nics: tuple[Nic, ...] = ()
     nics_in_environment: str | None = None  # KVCACHE_RDMA_NICS, where the agent's environment has it
     taken_ports: dict[int, str] = {}  # listening TCP ports and their holders: {8000: "pid 123 (nginx)"}
-    python: str  # the interpreter's path
+    python: str  # the path of the interpreter that runs pdctl's agent
+    engine_version: str | None = None  # as the engine's interpreter has it installed
+    engine_problem: str | None = None  # why it is not known
     free_disk_bytes: int

@@ -5,11 +5,14 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from pdctl.profiles import Readiness as Readiness
+from pdctl.profiles import Trouble, WarmUp
 
 Role = Literal["router", "prefill", "decode", "mixed"]
 
 # Stands in an argument or environment value until the router has reported the port it bound ("host:port").
 ROUTER_PLACEHOLDER = "{router}"
+# Stands for a folder of the process's own among the files of the deployment.
+WORK_DIR_PLACEHOLDER = "{work_dir}"
 
 
 class HostPlan(BaseModel):
@@ -28,7 +31,7 @@ class ProcessPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str  # "router", "prefill-0", "decode-1"
+    name: str  # "router", "prefill-0", "decode-1"; on an engine's further hosts "decode-1-node1"
     role: Role
     host: str
     address: str = "127.0.0.1"  # at which clients and the other processes reach it
@@ -37,9 +40,15 @@ class ProcessPlan(BaseModel):
     ports: dict[str, int] = {}  # by purpose; 0: the process binds a free one and reports it
     gpus: tuple[int, ...] = ()
     nics: tuple[str, ...] = ()  # the RDMA devices that it is told to use
+    head: str | None = None  # the process of this engine that has its API; None: this is it
     readiness: Readiness = Readiness()
     stop_grace_s: float = 10.0
     metrics: dict[str, str] = {}  # common load name -> the metric's name on the process's metrics port
+
+    @property
+    def api_ports(self) -> tuple[str, ...]:
+        """The purposes of its API's ports: several where each data parallel rank has one."""
+        return tuple(purpose for purpose in self.ports if purpose == "api" or purpose.startswith("api-"))
 
 
 class Plan(BaseModel):
@@ -50,6 +59,11 @@ class Plan(BaseModel):
     name: str
     model: str
     engine: str
+    engine_versions: dict[str, str] = {}  # by host, where they are known
+    has_own_router: bool = True  # pdctl's: it says which engines served a request, and takes one to engines of choice
+    router_starts_last: bool = False  # it waits for the engines itself, and looks seldom
+    warm_up: WarmUp = WarmUp()
+    troubles: tuple[Trouble, ...] = ()  # what log lines of the engines mean
     hosts: dict[str, HostPlan]
     router: ProcessPlan
     engines: tuple[ProcessPlan, ...]

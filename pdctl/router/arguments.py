@@ -14,6 +14,7 @@ from pdctl.router.access.tokens import load_token
 from pdctl.router.policies import NAMES
 from pdctl.router.protocols import PROTOCOLS
 from pdctl.router.settings import FixedInstance, Limits, Settings
+from pdctl.router.upstream.pool import address
 
 _MAX_WORKERS = 64
 
@@ -37,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, bool]:
         splitwise=splitwise,
         protocol=arguments.protocol,
         fixed=fixed,
+        admitted=frozenset(address(host, port) for host, port in map(_admitted, arguments.admit)),
         prefill_policy=arguments.prefill_policy,
         decode_policy=arguments.decode_policy,
         mixed_policy=arguments.mixed_policy,
@@ -75,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill", nargs="+", action="append", default=[], metavar=("URL", "BOOTSTRAP_PORT"))
     add("--decode", action="append", default=[], metavar="URL")
     add("--mixed", action="append", default=[], metavar="URL")
+    add("--admit", action="append", default=[], metavar="URL",
+        help="an engine that registers, but cannot show the deployment's token")  # fmt: skip
     add("--protocol", choices=PROTOCOLS, default=defaults.protocol, help="of the engines named here")
     add("--prefill-policy", choices=NAMES, default=defaults.prefill_policy)
     add("--decode-policy", choices=NAMES, default=defaults.decode_policy)
@@ -104,26 +108,31 @@ def _parser() -> argparse.ArgumentParser:
 def _fixed(role: Literal["prefill", "decode", "mixed"], given: list[list[str]]) -> list[FixedInstance]:
     instances = []
     for url, *bootstrap in given:
-        parts = urlsplit(url)
-        try:
-            port = parts.port
-        except ValueError:
-            port = None
-        if parts.scheme != "http" or not parts.hostname or not port or parts.path.strip("/"):
-            raise PdctlError(f"--{role} {url}: not an engine's URL, such as http://10.0.0.1:8100")
+        host, port = _host_and_port(role, url)
         if len(bootstrap) > 1 or not all(text.isdigit() and 0 < int(text) < 65536 for text in bootstrap):
             raise PdctlError(f"--{role} {url} {' '.join(bootstrap)}: after the URL comes its bootstrap port, if any")
         bootstrap_port = int(bootstrap[0]) if bootstrap else 0
-        instances.append(FixedInstance(role, _address(role, parts.hostname, port), port, bootstrap_port))
+        instances.append(FixedInstance(role, host, port, bootstrap_port))
     return instances
 
 
-def _address(role: str, host: str, port: int) -> str:
-    """A host's IP address: it is looked up once, not while requests wait."""
+def _admitted(url: str) -> tuple[str, int]:
+    return _host_and_port("admit", url)
+
+
+def _host_and_port(flag: str, url: str) -> tuple[str, int]:
+    """A URL's IP address, looked up once, not while requests wait, and its port."""
+    parts = urlsplit(url)
     try:
-        return str(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][4][0])
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "http" or not parts.hostname or not port or parts.path.strip("/"):
+        raise PdctlError(f"--{flag} {url}: not an engine's URL, such as http://10.0.0.1:8100")
+    try:
+        return str(socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)[0][4][0]), port
     except OSError as error:
-        raise PdctlError(f"--{role}: {host}: {error.strerror}") from None
+        raise PdctlError(f"--{flag}: {parts.hostname}: {error.strerror}") from None
 
 
 def _port(text: str) -> int:

@@ -106,7 +106,9 @@ class Operations:
         return instance
 
     async def _register(self, request: Request) -> Reply:
-        if not authorized(self._router.settings.token, request):
+        settings = self._router.settings
+        has_token = authorized(settings.token, request)
+        if not has_token and not settings.admitted:
             return 401, {"detail": "a registration needs the deployment's token"}
         if len(request.body) > _MAX_REGISTRATION:
             return 413, {"detail": f"a registration has at most {_MAX_REGISTRATION} bytes"}
@@ -114,6 +116,8 @@ class Operations:
             registration = parse_registration(request.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return 400, {"detail": str(error)}
+        if not has_token and _key(registration) not in settings.admitted:
+            return 401, {"detail": f"the registration of {_key(registration)} needs the deployment's token"}
         registry, bus = self._router.registry, self._router.bus
         try:
             news = await registry.register(registration)

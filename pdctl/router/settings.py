@@ -60,6 +60,7 @@ class Settings:
     splitwise: bool = False
     protocol: str = "builtin"  # of the fixed instances
     fixed: tuple[FixedInstance, ...] = ()
+    admitted: frozenset[str] = frozenset()  # host:port of engines that may register without the token
     prefill_policy: str = "process_tokens"
     decode_policy: str = "request_num"
     mixed_policy: str = "request_num"

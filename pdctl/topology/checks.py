@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from pdctl.profiles import engine_problem
-from pdctl.topology.models import EngineGroup, Topology
+from pdctl.profiles import engine_problem, router_problem
+from pdctl.topology.models import OWN_ROUTER, Topology
 from pdctl.validation import Problem, nearest
 from pdctl.yamlfile import Key, show_key
 
@@ -16,6 +16,9 @@ def find_problems(topology: Topology) -> list[Problem]:
 def _engine(topology: Topology) -> Iterator[Problem]:
     if problem := engine_problem(topology.engine):
         yield Problem(("engine",), problem)
+    kind = topology.router.kind
+    if kind != OWN_ROUTER and (problem := router_problem(kind, OWN_ROUTER)):
+        yield Problem(("router", "kind"), problem)
 
 
 def _roles(topology: Topology) -> Iterator[Problem]:
@@ -32,7 +35,11 @@ def _roles(topology: Topology) -> Iterator[Problem]:
 
 def _hosts(topology: Topology) -> Iterator[Problem]:
     references: list[tuple[Key, str]] = [(("router", "host"), topology.router.host)]
-    references += [((role, index, "host"), group.host) for role, index, group in topology.groups()]
+    references += [
+        ((role, index, "hosts", number) if group.hosts else (role, index, "host"), name)
+        for role, index, group in topology.groups()
+        for number, name in enumerate(group.nodes)
+    ]
     for key, name in references:
         if name not in topology.hosts:
             yield Problem(key, f"unknown host {name!r}, {nearest(name, list(topology.hosts))}")
@@ -47,19 +54,7 @@ def _gpus(topology: Topology) -> Iterator[Problem]:
     users: dict[tuple[str, int], Key] = {}
     for role, index, group in topology.groups():
         key: Key = (role, index, "gpus")
-        if group.gpus is None:
-            continue
-        if problem := _wrong_number(group):
-            yield Problem(key, problem)
-        for gpu in group.gpus:
-            if (group.host, gpu) in users:
-                first = show_key(users[group.host, gpu])
-                yield Problem(key, f"GPU {gpu} of host {group.host!r} is already used by {first}")
-            users.setdefault((group.host, gpu), key)
-
-
-def _wrong_number(group: EngineGroup) -> str | None:
-    needed, given = group.replicas * group.tp, len(group.gpus or ())
-    if given == needed:
-        return None
-    return f"{given} given, but replicas {group.replicas} x tp {group.tp} need {needed}"
+        for host, gpu in ((host, gpu) for host in group.nodes for gpu in group.gpus or ()):
+            if (host, gpu) in users:
+                yield Problem(key, f"GPU {gpu} of host {host!r} is already used by {show_key(users[host, gpu])}")
+            users.setdefault((host, gpu), key)

@@ -8,9 +8,11 @@ from pathlib import Path
 from pdctl.errors import TopologyError
 from pdctl.topology.checks import find_problems
 from pdctl.topology.interpolation import interpolate
-from pdctl.topology.models import EngineGroup, Topology, safe_name
+from pdctl.topology.models import EngineGroup, Host, Topology, safe_name
 from pdctl.validation import Problem, refusal, validate
 from pdctl.yamlfile import read_yaml
+
+_PROFILES = (".yaml", ".yml")
 
 
 def load_topology(path: Path | None, *, name: str | None = None) -> Topology:
@@ -33,7 +35,11 @@ def _read(path: Path) -> Topology:
     topology = topology.model_copy(
         update={
             "model": _located(topology.model, path.parent, (".gguf",), Path.exists),
-            "engine": _located(topology.engine, path.parent, (".yaml", ".yml"), Path.is_file),
+            "engine": _located(topology.engine, path.parent, _PROFILES, Path.is_file),
+            "router": topology.router.model_copy(
+                update={"kind": _located(topology.router.kind, path.parent, _PROFILES, Path.is_file)}
+            ),
+            "hosts": {name: _located_host(host, path.parent) for name, host in topology.hosts.items()},
         }
     )
     problems = [*find_problems(topology), *_missing_model(topology)]
@@ -51,8 +57,15 @@ def _located(value: str, folder: Path, suffixes: tuple[str, ...], exists: Callab
     return os.path.normpath(path) if looks_like_path or exists(path) else value
 
 
+def _located_host(host: Host, folder: Path) -> Host:
+    """An interpreter on this machine can be given relative to the topology file."""
+    if host.ssh is not None or host.python is None or "/" not in host.python:
+        return host
+    return host.model_copy(update={"python": _located(host.python, folder, (), Path.exists)})
+
+
 def _missing_model(topology: Topology) -> list[Problem]:
-    used = {group.host for _, _, group in topology.groups()}
+    used = {host for _, _, group in topology.groups() for host in group.nodes}
     needed_here = any(name in used and host.ssh is None for name, host in topology.hosts.items())
     if not needed_here or not topology.model.startswith("/") or Path(topology.model).exists():
         return []

@@ -26,6 +26,10 @@ Policy = Literal[
     "session_affinity",
 ]
 
+OWN_ROUTER = "pdctl"
+# What another router may be told by a key of its own; its flags for everything else are given in args.
+_OF_ALL_ROUTERS = ("kind", "port", "host", "bind", "args")
+
 _FROM_ROLES = "it follows from the roles"
 _NO_TLS = "pdctl itself asks the router by plain HTTP"
 _NOT_FOR_ROUTER = {
@@ -131,7 +135,7 @@ class Host(_Section):
     python: str | None = Field(
         default=None,
         min_length=1,
-        description="The Python interpreter that runs the processes there. Default: the one that runs pdctl.",
+        description="The Python interpreter that has the engine there. Default: the one that runs pdctl.",
         examples=["/opt/serving/bin/python"],
     )
     address: Address | None = Field(
@@ -144,6 +148,13 @@ class Host(_Section):
 class Router(_Section):
     """The process that clients talk to."""
 
+    kind: str = Field(
+        default=OWN_ROUTER,
+        min_length=1,
+        description="pdctl's own router, or another: a name that `pdctl profiles list` shows, or the path of a "
+        "router's profile, relative to this file.",
+        examples=["pdctl", "vllm-router"],
+    )
     port: WholeNumber = Field(
         default=8000, ge=0, le=65535, description="The port that clients use. 0: any free one.", examples=[8000, 0]
     )
@@ -192,17 +203,34 @@ class Router(_Section):
         examples=[{"queue-timeout": 10}],
     )
 
+    @model_validator(mode="after")
+    def _has_no_keys_of_another(self) -> Self:
+        if self.kind == OWN_ROUTER:
+            return self
+        for key in sorted(self.model_fields_set - set(_OF_ALL_ROUTERS)):
+            raise ValueError(f"{key} is for pdctl's own router: give the flags of {self.kind} in args")
+        return self
+
 
 class EngineGroup(_Section):
     """Engines of one role that are started alike on one host."""
 
     host: str = Field(default=HERE, description="The host that runs them: a name under `hosts`.", examples=["gpu1"])
+    hosts: list[str] = Field(
+        default=[],
+        description="Instead of `host`, for engines that span several hosts: their names, the first is the one that "
+        "the router talks to. Each has an equal share of an engine's GPUs.",
+        examples=[["gpu1", "gpu2"]],
+    )
     replicas: WholeNumber = Field(default=1, ge=0, description="How many engines.", examples=[2])
     tp: WholeNumber = Field(default=1, ge=1, description="Tensor parallelism: the GPUs of one engine.", examples=[2])
+    dp: WholeNumber = Field(
+        default=1, ge=1, description="Data parallelism within an engine: how many ranks of `tp` GPUs.", examples=[2]
+    )
     gpus: list[Annotated[int, Field(ge=0), BeforeValidator(_whole)]] | None = Field(
         default=None,
-        description="The GPUs to use, `replicas` x `tp` of them, as `nvidia-smi` numbers them. Default: free ones "
-        "where the engine needs GPUs, else none.",
+        description="The GPUs to use on each host, as `nvidia-smi` numbers them: as many as its engines have there "
+        "(`replicas` x `tp` x `dp` on one host). Default: free ones where the engine needs GPUs, else none.",
         examples=[[0, 1]],
     )
     args: dict[Flag, Argument] = Field(
@@ -215,6 +243,21 @@ class EngineGroup(_Section):
     env: dict[str, str] = Field(
         default={}, description="Environment variables for the engine.", examples=[{"HF_HOME": "/data/hf"}]
     )
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The hosts of each of its engines, that of the head first."""
+        return tuple(self.hosts) or (self.host,)
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if self.hosts and "host" in self.model_fields_set:
+            raise ValueError("give either host or hosts")
+        if len(set(self.hosts)) < len(self.hosts):
+            raise ValueError("hosts: each host can be there once")
+        if max(self.tp * self.dp, len(self.hosts)) % len(self.nodes):
+            raise ValueError(f"tp {self.tp} x dp {self.dp} cannot be shared equally by {len(self.hosts)} hosts")
+        return self
 
 
 Groups = Annotated[

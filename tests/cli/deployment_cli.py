@@ -24,7 +24,8 @@ class Cli:
         profile = self.folder / f"{name}-engine.yaml"
         command = [sys.executable, str(FAKE), "--role", "{role}", "--port", "{port.api}", "--router", "{router}"]
         roles = {role: {"ports": {"api": "reported"}} for role in ("prefill", "decode", "mixed")}
-        content = {"name": "fake", "description": "computes nothing", "protocol": "splitwise", "gpus": "none"}
+        content = {"name": "fake", "description": "computes nothing", "protocol": "builtin", "gpus": "none"}
+        content |= {"registers": "with token"}
         profile.write_text(json.dumps({**content, "command": [*command, *options], "roles": roles}))
         path = self.folder / f"{name}.yaml"
         topology = {"name": name, "engine": str(profile), "router": {"port": 0}, "prefill": 1, "decode": 1}

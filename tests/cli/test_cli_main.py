@@ -63,7 +63,7 @@ def test_version():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["statsu"], "No such command 'statsu'. Did you mean 'status', 'restart'?"),
         (["plan", "--jsn"], "No such option: --jsn (Possible options: --json)"),
         (["--debgu"], "No such option: --debgu (Possible options: --debug)"),
         (["plan", "a.yaml", "b.yaml"], "(b.yaml)"),

@@ -23,10 +23,10 @@ def row(text, name):
 def test_a_row_a_process_with_its_figures():
     text = shown(deployment())
     assert text.splitlines()[0].split() == ["chat", "ready", "http://127.0.0.1:8000", "tiny-llama"]
-    header = "PROCESS ROLE HOST PID PORT STATE CPU MEM RUN WAIT KV VIA UP RST"
+    header = "PROCESS ROLE HOST PID PORT STATE CPU MEM RUN WAIT KV KV-IN VIA UP RST"
     assert text.splitlines()[1].split() == header.split()
-    assert row(text, "router") == "router router here 101 8000 ready 3% 50 MB - - - - 1m40s 0"
-    assert row(text, "decode-0") == "decode-0 decode here 103 31001 ready 0% 0 B 3 0 83% ipc,tcp 0s 2"
+    assert row(text, "router") == "router router here 101 8000 ready 3% 50 MB - - - - - 1m40s 0"
+    assert row(text, "decode-0") == "decode-0 decode here 103 31001 ready 0% 0 B 3 0 83% - ipc,tcp 0s 2"
 
 
 def test_a_starting_process_shows_how_far_it_is():

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from pdctl.deployment import apply as apply_module
+from pdctl.deployment import serving_engines
 from pdctl.deployment.apply import prepare
 from pdctl.deployment.launch import clear_way, launch
 from pdctl.deployment.store import DeploymentFolder
@@ -101,7 +102,7 @@ async def test_the_whole_start_has_a_limit(folder: DeploymentFolder) -> None:
 
 
 async def test_an_engine_that_does_not_register(folder: DeploymentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apply_module, "REGISTER_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(serving_engines, "REGISTER_TIMEOUT_S", 0.5)
     plan = make_plan(options={"prefill-0": ["--never-register"]})
     error = await fails(folder, plan, StepTimeoutError, "prefill-0 did not register at the router within 0.5 s")
     assert error.detail == "prefill-0 | prefill begins"

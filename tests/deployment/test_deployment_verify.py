@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from pdctl.deployment import verify as verify_module
 from pdctl.deployment.verify import CONCURRENCY, Engine, Pair, pairs, verify
 from pdctl.errors import VerifyError
+from pdctl.profiles import WarmUp
 
 P = Engine("prefill-0", "http://p:1", "m")
 D = Engine("decode-0", "http://d:1", "m")
@@ -18,9 +18,9 @@ WELL = {"choices": [{"text": "x"}]}
 PINS = {"X-Router-Prefill-URL": P.url, "X-Router-Decode-URL": D.url}
 
 
-async def ask(answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *asked: Pair) -> None:
+async def ask(answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *asked: Pair, timeout_s: float = 10) -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        await verify(client, "http://router", "secret", list(asked))
+        await verify(client, "http://router", "secret", list(asked), WarmUp(timeout_s=timeout_s))
 
 
 def test_all_pairs() -> None:
@@ -75,15 +75,13 @@ async def test_no_connection() -> None:
         await ask(answer, PAIR)
 
 
-async def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify_module, "REQUEST_TIMEOUT_S", 0.05)
-
+async def test_no_answer() -> None:
     async def answer(request: httpx.Request) -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
 
     with pytest.raises(VerifyError, match=r"prefill-0 x decode-0 got no answer in 0\.05 s"):
-        await ask(answer, PAIR)
+        await ask(answer, PAIR, timeout_s=0.05)
 
 
 async def test_so_many_at_once_and_no_more() -> None:

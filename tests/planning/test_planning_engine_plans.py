@@ -26,7 +26,8 @@ def profile_of(args: list[Any] = [], env: dict[str, str] = {}, **ports: Any) -> 
         {
             "name": "other",
             "description": "uses GPUs",
-            "protocol": "splitwise",
+            "protocol": "builtin",
+            "registers": "with token",
             "gpus": "required",
             "command": ["run"],
             "roles": {"prefill": role, "decode": role},

@@ -190,11 +190,17 @@ def test_a_taken_router_port():
         ({"prefill": {"gpus": [7]}}, 0, "prefill[0].gpus: host 'here' has no GPU 7: it has none"),
         ({"decode": [{}, {"gpus": [2]}]}, 2, "decode[1].gpus: host 'here' has no GPU 2: it has 0 (H200), 1 (H200)"),
         ({"prefill": {"gpus": [0]}}, 2, "prefill[0].gpus: engine 'builtin' uses no GPU: leave gpus out"),
+        (
+            {"decode": {"gpus": [0, 1]}, "engine": "vllm"},
+            3,
+            "decode[0].gpus: 2 given, 1 needed on host 'here' (replicas 1 x tp 1)",
+        ),
         ({"prefill": {"tp": 2}}, 2, "prefill[0].tp: engine 'builtin' goes up to tp 1, got 2"),
     ],
 )
-def test_what_builtin_on_this_host_cannot_do(sections: dict[str, Any], gpus: int, line: str):
-    assert refusal(topology_of(**sections), here=make_inventory(gpus=gpus)) == line
+def test_what_an_engine_on_this_host_cannot_do(sections: dict[str, Any], gpus: int, line: str):
+    profile = load_profile(sections.get("engine", "builtin"))
+    assert refusal(topology_of(**sections), profile, here=make_inventory(gpus=gpus)) == line
 
 
 def test_gpus_are_dealt_to_the_engines_that_need_them():

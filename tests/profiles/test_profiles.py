@@ -7,9 +7,10 @@ import yaml
 
 from pdctl.deployment.models import Load
 from pdctl.errors import TopologyError
-from pdctl.profiles import LoadName, Port, fill, load_profile
+from pdctl.profiles import Port, fill, load_profile
+from pdctl.profiles.models import LoadName
 
-BUILT_IN = Path(__file__).parents[1] / "profiles"
+BUILT_IN = Path(__file__).parents[2] / "profiles"
 
 
 def write(folder: Path, **changes: object) -> str:
@@ -59,10 +60,10 @@ def test_no_such_profile_file():
         ({"roles": {"mixed": {"ports": {"api": "given"}}}}, "roles.mixed.ports: must have api, "),
         (
             {"roles": {"mixed": {"ports": {"api": {"kind": "chosen", "per": "rnk"}}}}},
-            "roles.mixed.ports.api.per: expected one of 'engine' or 'rank', got text 'rnk'",
+            "roles.mixed.ports.api.per: expected one of 'engine', 'dp' or 'rank', got text 'rnk'",
         ),
         ({"command": ["run", ["--a", "{nic}"]]}, "unknown placeholder {nic} of role prefill, did you mean 'nics'?"),
-        ({"command": ["run", []]}, "command[1]: must have at least 1 item(s), got a list"),
+        ({"command": ["run", []]}, "command[1].texts: must have at least 1 item(s), got a list"),
         (
             {"command": ["run", "--nics", "{nics}"]},
             '{nics} of role prefill can be missing: put it in a list with its flag, [--flag, "{nics}"]',
@@ -119,19 +120,20 @@ def test_what_belongs_together_is_left_out_together():
 
 def test_an_argument_is_one_or_a_list(tmp_path: Path):
     profile = load_profile(write(tmp_path, command=["run", 5, ["--nics", "{nics}"], ["--nics={nics}"]]))
-    assert profile.command == (("run",), ("5",), ("--nics", "{nics}"), ("--nics={nics}",))
+    texts = [template.texts for template in profile.command]
+    assert texts == [("run",), ("5",), ("--nics", "{nics}"), ("--nics={nics}",)]
 
 
 def test_a_port_of_any_purpose_is_filled(tmp_path: Path):
     role = {"args": ["{port.rdma_0}"], "ports": {"api": "reported", "rdma_0": "chosen"}}
     (argument,) = load_profile(write(tmp_path, command=["run"], roles={"mixed": role})).roles["mixed"].args
-    assert fill(argument, {"port.rdma_0": "7"}) == ["7"]
+    assert argument.filled({"port.rdma_0": "7"}) == ["7"]
 
 
-@pytest.mark.parametrize(("per", "count"), [("engine", 1), ("rank", 4)])
+@pytest.mark.parametrize(("per", "count"), [("engine", 1), ("dp", 2), ("rank", 6)])
 def test_how_many_ports_there_are(per: str, count: int):
-    assert Port(kind="chosen", per=per).count(ranks=4) == count
+    assert Port(kind="chosen", per=per).count(tp=3, dp=2) == count
 
 
 def test_dollars_in_a_profile_stay(tmp_path: Path):
-    assert load_profile(write(tmp_path, env={"A": "${HOME}"})).env["A"] == "${HOME}"
+    assert load_profile(write(tmp_path, env={"A": "${HOME}"})).env["A"].filled({}) == ["${HOME}"]

@@ -1,0 +1,102 @@
+"""Starting processes through their agents, and waiting until they are ready."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
+
+import httpx
+
+from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.snapshot import Snapshot
+from pdctl.deployment.watch import ProcessWatch
+from pdctl.errors import StepTimeoutError
+from pdctl.planning.plan import ROUTER_PLACEHOLDER, WORK_DIR_PLACEHOLDER, ProcessPlan
+
+TOKEN_FILE = "PDCTL_TOKEN_FILE"
+_POLL_S = 0.1
+_POLL_TIMEOUT_S = 5.0
+
+
+class ProcessStarter:
+    """Starts processes of a deployment that is watched."""
+
+    def __init__(self, deployment: Deployment, watch: ProcessWatch) -> None:
+        self.awaited: Sequence[str] = ()  # the processes that are waited for
+        self.waiting_for = "the agent"
+        self._deployment = deployment
+        self._watch = watch
+
+    async def start(self, process: ProcessPlan, router: str) -> None:
+        """Start a process. ``router``: where it finds the router, host:port."""
+        folder = self._deployment.folder
+        work_dir = str(folder.agent_folder(process.host) / "work" / process.name)
+
+        def complete(text: str) -> str:
+            return text.replace(ROUTER_PLACEHOLDER, router).replace(WORK_DIR_PLACEHOLDER, work_dir)
+
+        client = await self._deployment.client(process.host)
+        env = {key: complete(value) for key, value in process.env.items()}
+        answer = await client.call(
+            "start",
+            name=process.name,
+            argv=[complete(argument) for argument in process.argv],
+            env={**env, TOKEN_FILE: str(folder.token_path)},
+            grace=process.stop_grace_s,
+        )
+        self._watch.started(Snapshot.model_validate(answer))
+
+    async def wait_ready(self, process: ProcessPlan, deadline: float) -> None:
+        """Wait until a process is ready; raises StepTimeoutError naming what it did not do."""
+        self.wait_for("become ready", process.name)
+        if process.readiness.kind == "notify":
+            await self._wait_notice(process, deadline)
+        elif process.readiness.kind == "http":
+            await self._wait_http(process, deadline)
+
+    async def wait_all(self, processes: Sequence[ProcessPlan], report: Callable[[str], None]) -> None:
+        """Wait for several that have just been started: the shortest limit first, so that each is kept."""
+        started = monotonic()
+        for process in sorted(processes, key=lambda process: process.readiness.timeout_s):
+            await self.wait_ready(process, started + process.readiness.timeout_s)
+            report(f"{process.name} is ready after {monotonic() - started:.1f} s")
+
+    def wait_for(self, what: str, *processes: str) -> None:
+        """Note what is being waited for."""
+        self.waiting_for = f"{', '.join(processes)} to {what}"
+        self.awaited = processes
+
+    def url(self, process: ProcessPlan, purpose: str = "api") -> str:
+        """The URL of a port of a process that is ready."""
+        url = self._known_url(process, purpose)
+        if url is None:
+            raise StepTimeoutError(f"{process.name} said that it is ready, but not on which port it listens")
+        return url
+
+    async def get(self, url: str) -> httpx.Response | None:
+        """The answer if it is a 200."""
+        try:
+            answer = await self._deployment.http.get(url, timeout=_POLL_TIMEOUT_S)
+        except httpx.HTTPError:  # it does not listen yet
+            return None
+        return answer if answer.status_code == httpx.codes.OK else None
+
+    async def _wait_notice(self, process: ProcessPlan, deadline: float) -> None:
+        def is_ready(snapshot: Snapshot) -> bool:
+            return snapshot.state == "ready"
+
+        what = f"become ready within {process.readiness.timeout_s:g} s"
+        await self._watch.until(process.name, is_ready, deadline - monotonic(), what)
+
+    async def _wait_http(self, process: ProcessPlan, deadline: float) -> None:
+        while True:
+            url = self._known_url(process, "api")  # a port that is reported comes late
+            if url is not None and await self.get(url + process.readiness.path) is not None:
+                return
+            if monotonic() > deadline:
+                why = f"no 200 from {url}{process.readiness.path}" if url else "it did not say on which port it listens"
+                limit = process.readiness.timeout_s
+                raise StepTimeoutError(f"{process.name} did not become ready within {limit:g} s: {why}")
+            await asyncio.sleep(_POLL_S)  # the process announces nothing
+
+    def _known_url(self, process: ProcessPlan, purpose: str) -> str | None:
+        return self._deployment.url(process, self._watch.snapshots[process.name], purpose)

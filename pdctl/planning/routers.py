@@ -1,0 +1,147 @@
+"""The router's process: pdctl's own, or another by its profile."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from pdctl.errors import PlanError
+from pdctl.planning.engine_plans import with_args
+from pdctl.planning.inventory import Inventory
+from pdctl.planning.plan import WORK_DIR_PLACEHOLDER, HostPlan, ProcessPlan
+from pdctl.planning.ports import PortPicker, named_ports
+from pdctl.profiles import Profile, Readiness, RouterProfile, load_router_profile, router_names
+from pdctl.profiles.models import OWN_PROTOCOLS
+from pdctl.topology.models import EVERY_ADDRESS, OWN_ROUTER, Topology
+
+OWN_METRICS = {"requests": "pdctl_router_requests_total", "running": "pdctl_router_requests_in_flight"}
+_STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining
+
+
+def router_profile(topology: Topology, profile: Profile) -> RouterProfile | None:
+    """The profile of the router; None: pdctl's own. Raises PlanError where it does not speak the engine's protocol."""
+    kind = topology.router.kind
+    other = None if kind == OWN_ROUTER else load_router_profile(kind)
+    spoken = other.protocols if other else OWN_PROTOCOLS
+    if profile.protocol in spoken:
+        return other
+    able = [name for name in router_names() if profile.protocol in load_router_profile(name).protocols]
+    able += [OWN_ROUTER] * (profile.protocol in OWN_PROTOCOLS)
+    raise PlanError(
+        f"router.kind: {kind} does not speak {profile.protocol}, the protocol of engine {profile.name!r}: "
+        + (f"these do: {', '.join(able)}" if able else "no router that is known does: give the profile of one")
+    )
+
+
+class RouterPlanner:
+    """Plans the router of one deployment."""
+
+    def __init__(
+        self, topology: Topology, hosts: dict[str, HostPlan], inventories: dict[str, Inventory], ports: PortPicker
+    ) -> None:
+        self._topology = topology
+        self._router = topology.router
+        self._host = hosts[topology.router.host]
+        self._inventory = inventories[topology.router.host]
+        self._ports = ports
+        holder = self._inventory.taken_ports.get(self._router.port)
+        if holder is not None:
+            raise PlanError(
+                f"router.port: port {self._router.port} of host {self._router.host!r} is not free: {holder}; choose "
+                "another with `router: {port: ...}` in the topology file (0: any free one)"
+            )
+
+    @property
+    def address(self) -> str:
+        """At which it is reached. Where it listens is its own affair: engines stay on their host's."""
+        bind = self._router.bind
+        return bind if bind and bind not in EVERY_ADDRESS else self._host.address
+
+    def own(self, profile: Profile, engines: Sequence[ProcessPlan]) -> ProcessPlan:
+        """Plan pdctl's router."""
+        router = self._router
+        argv = [self._inventory.python, "-P", "-m", "pdctl.router"]
+        argv += ["--host", router.bind or self._host.address, "--port", str(router.port)]
+        if self._topology.replicas("mixed"):
+            argv += ["--mixed-policy", router.mixed_policy]
+        else:
+            argv += ["--splitwise", "--prefill-policy", router.prefill_policy, "--decode-policy", router.decode_policy]
+        argv += ["--workers", str(router.workers), "--drain-secs", f"{router.drain_secs:g}"]
+        if router.pd_min_tokens:
+            argv += ["--pd-min-tokens", str(router.pd_min_tokens)]
+        return ProcessPlan(
+            name="router",
+            role="router",
+            host=router.host,
+            address=self.address,
+            argv=tuple(with_args([*argv, *_told(profile, engines)], router.args)),
+            ports={"api": router.port},
+            readiness=Readiness(kind="notify", timeout_s=30),
+            stop_grace_s=router.drain_secs + _STOP_GRACE_S,
+            metrics=OWN_METRICS,
+        )
+
+    def other(self, profile: RouterProfile, engines: Sequence[ProcessPlan], ports: dict[str, list[int]]) -> ProcessPlan:
+        """Plan a router that has a profile, on ports that were picked for it."""
+        router, python = self._router, self._host.python or self._inventory.python
+        values = {
+            "python": python,
+            "bin": str(PurePosixPath(python).parent),
+            "model": self._topology.model,
+            "name": "router",
+            "work_dir": WORK_DIR_PLACEHOLDER,
+            "host": router.bind or self._host.address,
+            "advertise_host": self.address,
+            **{f"port.{purpose}": str(numbers[0]) for purpose, numbers in ports.items()},
+        }
+        templates = [*profile.command, *(() if self._topology.replicas("mixed") else profile.pd)]
+        argv = [text for template in templates for text in template.filled(values)]
+        for engine in engines:
+            argv += _listed(profile, engine, values)
+        return ProcessPlan(
+            name="router",
+            role="router",
+            host=router.host,
+            address=self.address,
+            argv=tuple(with_args(argv, router.args)),
+            env={name: text for name, one in profile.env.items() for text in one.filled(values)},
+            ports=named_ports(ports),
+            readiness=profile.readiness,
+            stop_grace_s=profile.stop_grace_s,
+            metrics=dict(profile.metrics.items()),
+        )
+
+    def pick_ports(self, profile: RouterProfile) -> dict[str, list[int]]:
+        """The user's port for the API, and free ones for what else it has."""
+        ports = {
+            purpose: self._ports.pick(self._router.host, port, 1, "the router")
+            for purpose, port in profile.ports.items()
+            if purpose != "api" or not self._router.port
+        }
+        return {"api": [self._router.port]} | ports if self._router.port else ports
+
+
+def _told(profile: Profile, engines: Sequence[ProcessPlan]) -> list[str]:
+    """What pdctl's router is told of engines that cannot register, or cannot show the token."""
+    heads = [engine for engine in engines if engine.head is None]
+    if profile.registers == "with token":
+        return []
+    if profile.registers == "without token":
+        urls = [f"http://{engine.address}:{engine.ports[port]}" for engine in heads for port in engine.api_ports]
+        return [text for url in urls for text in ("--admit", url)]
+    told = ["--protocol", profile.protocol]
+    for engine in heads:
+        told += [f"--{engine.role}", f"http://{engine.address}:{engine.ports['api']}", *_bootstrap(engine)]
+    return told
+
+
+def _bootstrap(engine: ProcessPlan) -> list[str]:
+    port = engine.ports.get("bootstrap")
+    return [str(port)] if port and engine.role == "prefill" else []
+
+
+def _listed(profile: RouterProfile, engine: ProcessPlan, values: dict[str, str]) -> list[str]:
+    if engine.head is not None or engine.role == "router":
+        return []
+    own = {"engine": f"{engine.address}:{engine.ports['api']}"}
+    if bootstrap := _bootstrap(engine):
+        own["bootstrap"] = bootstrap[0]
+    return [text for template in profile.engines.get(engine.role, ()) for text in template.filled(values | own)]
