@@ -1,18 +1,27 @@
 # make up     set up an environment, then serve the demo model with prefill and decode split
 # make test   set up an environment, then run the whole test suite
+# make test-vllm   set up vLLM for the CPU too, then run the tests that need it
+# make vllm-cpu    set up what examples/vllm-cpu.yaml starts
 # make lint   ruff, ruff format --check, mypy
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: up test lint format clean
+.PHONY: up test test-vllm vllm-cpu lint format clean
 
 up: $(VENV)/.demo
 	$(BIN)/pdctl up
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -rs -n auto --dist loadfile
+
+vllm-cpu: $(VENV)/.demo
+	PYTHON=$(PYTHON) tests/vllm/setup.sh .vllm/venv
+	.vllm/venv/bin/python examples/smollm2_folder.py .vllm/smollm2
+
+test-vllm: $(VENV)/.dev vllm-cpu
+	$(BIN)/python -m pytest -rs -m vllm tests/vllm
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -11,7 +11,8 @@ from pdctl.planning.plan import WORK_DIR_PLACEHOLDER, HostPlan, ProcessPlan, Rea
 from pdctl.planning.ports import API, METRICS, GivenPorts, PortPicker, given_ports, named_ports, purposes_used
 from pdctl.profiles import EngineRole, Profile
 from pdctl.profiles.templates import Template
-from pdctl.topology.models import Argument, EngineGroup, Topology
+from pdctl.topology.fields import Argument
+from pdctl.topology.models import EngineGroup, Topology
 
 _ALWAYS_PICKED = (API, METRICS)
 _NUMBER = re.compile(r"-[0-9.]+(e[-+]?[0-9]+)?")  # a value, although it begins as a flag does

@@ -9,7 +9,8 @@ from pdctl.errors import PlanError
 from pdctl.planning.inventory import Inventory
 from pdctl.profiles import EngineRole, Port, Profile
 from pdctl.profiles.templates import Template
-from pdctl.topology.models import Argument, EngineGroup, Topology
+from pdctl.topology.fields import Argument
+from pdctl.topology.models import EngineGroup, Topology
 
 CHOSEN_PORTS = range(20000, 20512)  # below those that Linux gives out by itself
 API, METRICS = "api", "metrics"

@@ -10,7 +10,8 @@ from pdctl.planning.plan import WORK_DIR_PLACEHOLDER, HostPlan, ProcessPlan
 from pdctl.planning.ports import PortPicker, named_ports
 from pdctl.profiles import Profile, Readiness, RouterProfile, load_router_profile, router_names
 from pdctl.profiles.models import OWN_PROTOCOLS
-from pdctl.topology.models import EVERY_ADDRESS, OWN_ROUTER, Topology
+from pdctl.topology.fields import EVERY_ADDRESS
+from pdctl.topology.models import OWN_ROUTER, Topology
 
 OWN_METRICS = {"requests": "pdctl_router_requests_total", "running": "pdctl_router_requests_in_flight"}
 _STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining

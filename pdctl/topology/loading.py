@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pdctl.errors import TopologyError
 from pdctl.topology.checks import find_problems
+from pdctl.topology.fields import safe_name
 from pdctl.topology.interpolation import interpolate
-from pdctl.topology.models import EngineGroup, Host, Topology, safe_name
+from pdctl.topology.models import EngineGroup, Host, Topology
 from pdctl.validation import Problem, refusal, validate
 from pdctl.yamlfile import read_yaml
 

@@ -1,20 +1,27 @@
 """What a user writes: which model, on which hosts, with how many prefill and decode engines."""
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pdctl.profiles import EngineRole
-from pdctl.validation import describe
+from pdctl.topology.fields import (
+    Address,
+    Argument,
+    Flag,
+    SafeName,
+    Section,
+    WholeNumber,
+    groups_of,
+    host_of,
+    whole_number,
+)
 
 HERE = "here"  # what this machine is called where the topology gives it no other name
 DEFAULT_MODEL = "smollm2-135m-instruct"
-EVERY_ADDRESS = ("0.0.0.0", "::")  # what a process that listens on all of a host's addresses binds
 ROLES: tuple[EngineRole, ...] = ("prefill", "decode", "mixed")
 
-Scalar = bool | int | float | str
 Policy = Literal[
     "cache_aware",
     "metrics_score",
@@ -41,41 +48,6 @@ _NOT_FOR_ROUTER = {
     "ssl-keyfile": _NO_TLS,
 }
 
-_SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-
-
-def is_safe_name(value: str) -> bool:
-    """Whether a name can be a folder's."""
-    return re.fullmatch(_SAFE_NAME, value) is not None
-
-
-def safe_name(value: str) -> str:
-    """Return a name that can be a folder's; raises ValueError for another."""
-    if not is_safe_name(value):
-        raise ValueError(
-            f"expected 1 to 63 letters, digits, '.', '_' or '-', the first a letter or digit, got {describe(value)}"
-        )
-    return value
-
-
-def _whole(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"expected a whole number, got {describe(value)}")
-    return value
-
-
-def _flag(value: object) -> object:
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
-        raise ValueError(f"expected a flag without its leading dashes, such as max-model-len, got {describe(value)}")
-    return value
-
-
-def _argument(value: object) -> object:
-    items = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, Scalar) for item in items):
-        raise ValueError(f"expected text, a number, true, false or a list of these, got {describe(value)}")
-    return value
-
 
 def _router_flags(value: dict[str, object]) -> dict[str, object]:
     for flag in value:
@@ -87,42 +59,7 @@ def _router_flags(value: dict[str, object]) -> dict[str, object]:
     return value
 
 
-def _groups(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [{"replicas": value}]
-    if isinstance(value, dict):
-        return [value]
-    if not isinstance(value, list):
-        raise ValueError(f"expected a number of replicas, a mapping or a list of mappings, got {describe(value)}")
-    return value
-
-
-def _host(value: object) -> object:
-    if value == "local":
-        return {}
-    if not isinstance(value, dict):
-        raise ValueError(f"expected local or a mapping with ssh, got {describe(value)}")
-    return value
-
-
-def _address(value: str) -> str:
-    if ":" in value and value not in EVERY_ADDRESS:
-        raise ValueError(f"expected an IPv4 address or a host's name, without a port, got {describe(value)}")
-    return value
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-
-WholeNumber = Annotated[int, BeforeValidator(_whole)]
-SafeName = Annotated[str, AfterValidator(safe_name), WithJsonSchema({"type": "string", "pattern": f"^{_SAFE_NAME}$"})]
-Address = Annotated[str, Field(min_length=1), AfterValidator(_address)]
-Flag = Annotated[str, BeforeValidator(_flag)]
-Argument = Annotated[Scalar | list[Scalar], BeforeValidator(_argument)]
-
-
-class Host(_Section):
+class Host(Section):
     """A machine: this one (`local`), or one reached by SSH."""
 
     ssh: str | None = Field(
@@ -145,7 +82,7 @@ class Host(_Section):
     )
 
 
-class Router(_Section):
+class Router(Section):
     """The process that clients talk to."""
 
     kind: str = Field(
@@ -212,7 +149,7 @@ class Router(_Section):
         return self
 
 
-class EngineGroup(_Section):
+class EngineGroup(Section):
     """Engines of one role that are started alike on one host."""
 
     host: str = Field(default=HERE, description="The host that runs them: a name under `hosts`.", examples=["gpu1"])
@@ -227,7 +164,7 @@ class EngineGroup(_Section):
     dp: WholeNumber = Field(
         default=1, ge=1, description="Data parallelism within an engine: how many ranks of `tp` GPUs.", examples=[2]
     )
-    gpus: list[Annotated[int, Field(ge=0), BeforeValidator(_whole)]] | None = Field(
+    gpus: list[Annotated[int, Field(ge=0), BeforeValidator(whole_number)]] | None = Field(
         default=None,
         description="The GPUs to use on each host, as `nvidia-smi` numbers them: as many as its engines have there "
         "(`replicas` x `tp` x `dp` on one host). Default: free ones where the engine needs GPUs, else none.",
@@ -262,11 +199,11 @@ class EngineGroup(_Section):
 
 Groups = Annotated[
     list[EngineGroup],
-    BeforeValidator(_groups, json_schema_input_type=Annotated[int, Field(ge=0)] | EngineGroup | list[EngineGroup]),
+    BeforeValidator(groups_of, json_schema_input_type=Annotated[int, Field(ge=0)] | EngineGroup | list[EngineGroup]),
 ]
 
 
-class Topology(_Section):
+class Topology(Section):
     """A prefill/decode disaggregated deployment: what to serve, where, and with how many engines."""
 
     name: SafeName = Field(
@@ -289,7 +226,7 @@ class Topology(_Section):
         description="The process that clients talk to: where, and how it chooses.",
         examples=[{"port": 8000}],
     )
-    hosts: dict[SafeName, Annotated[Host, BeforeValidator(_host, json_schema_input_type=Literal["local"] | Host)]] = (
+    hosts: dict[SafeName, Annotated[Host, BeforeValidator(host_of, json_schema_input_type=Literal["local"] | Host)]] = (
         Field(
             default={},
             description="The machines, by name. This machine is `here` where it has no other name.",

@@ -18,9 +18,9 @@ WELL = {"choices": [{"text": "x"}]}
 PINS = {"X-Router-Prefill-URL": P.url, "X-Router-Decode-URL": D.url}
 
 
-async def ask(answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *asked: Pair, timeout_s: float = 10) -> None:
+async def ask(answer: Callable[[httpx.Request], Awaitable[httpx.Response]], *asked: Pair, **warm_up: float) -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        await verify(client, "http://router", "secret", list(asked), WarmUp(timeout_s=timeout_s))
+        await verify(client, "http://router", "secret", list(asked), WarmUp(**warm_up))
 
 
 def test_all_pairs() -> None:

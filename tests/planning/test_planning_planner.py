@@ -258,7 +258,8 @@ def test_a_host_that_was_not_probed():
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_every_example_makes_a_plan(path: Path):
+def test_every_example_makes_a_plan(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SMOLLM2_FOLDER", str(tmp_path))
     topology = load_topology(path)
     addresses = (f"10.0.0.{number}" for number in itertools.count(1))
     inventories = {name: make_inventory(address=next(addresses)) for name in topology.hosts}
@@ -268,7 +269,7 @@ def test_every_example_makes_a_plan(path: Path):
 
 
 def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} == {"default", "2p1d", "mixed", "two-hosts"}
+    assert {path.stem for path in EXAMPLES} == {"default", "2p1d", "mixed", "two-hosts", "vllm-cpu"}
 
 
 groups = st.lists(
