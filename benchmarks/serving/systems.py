@@ -54,7 +54,7 @@ def pdctl_system(model: Path) -> Iterator[Endpoint]:
 @contextmanager
 def vllm_system(python: Path, model: Path) -> Iterator[Endpoint]:
     """Run vLLM with NixlConnector and vllm-router from the environment of ``python``, as its documentation says."""
-    ports = _free_ports(6)
+    ports = free_ports(6)
     url = f"http://127.0.0.1:{ports[0]}"
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -63,11 +63,11 @@ def vllm_system(python: Path, model: Path) -> Iterator[Endpoint]:
             command, environment = _vllm_engine(
                 python, model, role, port=ports[1 + core], side_port=ports[3 + core], core=core
             )
-            stack.enter_context(_process(command, environment, logs / f"{role}.log"))
+            stack.enter_context(running(command, environment, logs / f"{role}.log"))
         for port in ports[1:3]:
-            _wait_healthy(f"http://127.0.0.1:{port}/health")
-        stack.enter_context(_process(_vllm_router(python, ports), dict(os.environ), logs / "router.log"))
-        _wait_healthy(f"{url}/health")
+            wait_healthy(f"http://127.0.0.1:{port}/health")
+        stack.enter_context(running(_vllm_router(python, ports), dict(os.environ), logs / "router.log"))
+        wait_healthy(f"{url}/health")
         body = {"model": "smollm2", "prompt": "one two three four", "max_tokens": 2}
         httpx.post(f"{url}/v1/completions", json=body, timeout=READY_TIMEOUT_S).raise_for_status()
         yield Endpoint(url, "smollm2", time.perf_counter() - start)
@@ -107,7 +107,7 @@ def _vllm_router(python: Path, ports: list[int]) -> list[str]:
 
 
 @contextmanager
-def _process(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+def running(command: list[str], environment: dict[str, str], log: Path) -> Iterator[None]:
     """Run a process, and end it with all its descendants."""
     with log.open("wb") as output:
         process = psutil.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -124,7 +124,8 @@ def _process(command: list[str], environment: dict[str, str], log: Path) -> Iter
             member.kill()
 
 
-def _wait_healthy(url: str) -> None:
+def wait_healthy(url: str) -> None:
+    """Wait until a URL answers 200."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -136,8 +137,8 @@ def _wait_healthy(url: str) -> None:
     raise TimeoutError(f"{url} did not answer 200 within {READY_TIMEOUT_S:.0f} s")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Below those that Linux gives out by itself: UCX takes its own from there while the engines start."""
+def free_ports(count: int) -> list[int]:
+    """Ports below those that Linux gives out by itself: UCX takes its own from there while the engines start."""
     ports: list[int] = []
     for port in random.sample(range(20000, 30000), 1000):
         with suppress(OSError), socket.socket() as probe:

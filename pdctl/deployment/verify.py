@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from itertools import cycle, islice
+from time import monotonic
 from typing import Any, NamedTuple
 
 import httpx
@@ -11,6 +12,7 @@ from pdctl.errors import VerifyError
 from pdctl.profiles import WarmUp
 
 CONCURRENCY = 8
+RETRY_PAUSE_S = 1.0
 PREFILL_URL, DECODE_URL, TOKEN = "X-Router-Prefill-URL", "X-Router-Decode-URL", "X-Pdctl-Token"
 _WORDS = ("Hello", "there", "again", "my", "friend")
 _BODY_CHARACTERS = 300  # of a refusal, in the error
@@ -60,7 +62,7 @@ async def verify(
     async def one(pair: Pair) -> None:
         async with turn:
             try:
-                await _verify_pair(client, endpoint, token, pair, warm_up)
+                await _verify_in_time(client, endpoint, token, pair, warm_up)
             except VerifyError as error:
                 error.processes = pair.processes
                 raise
@@ -77,6 +79,20 @@ async def verify(
 def prompt_of(words: int) -> str:
     """Return a prompt of so many words."""
     return " ".join(islice(cycle(_WORDS), words))
+
+
+async def _verify_in_time(
+    client: httpx.AsyncClient, endpoint: str, token: str | None, pair: Pair, warm_up: WarmUp
+) -> None:
+    """Some engines give up on the first transfer of a pair, which connects it, sooner than it takes."""
+    until = monotonic() + warm_up.retry_s
+    while True:
+        try:
+            return await _verify_pair(client, endpoint, token, pair, warm_up)
+        except VerifyError:
+            if monotonic() > until:
+                raise
+        await asyncio.sleep(RETRY_PAUSE_S)
 
 
 async def _verify_pair(

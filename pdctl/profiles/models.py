@@ -50,6 +50,7 @@ class WarmUp(Section):
 
     prompt_words: int = Field(default=1, ge=1)
     timeout_s: float = Field(default=120.0, gt=0)  # on a CPU that is shared, a first request can take long
+    retry_s: float = Field(default=0.0, ge=0)  # for how long an error is followed by another try
 
 
 class Trouble(Section):

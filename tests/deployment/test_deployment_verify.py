@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
+from pdctl.deployment import verify as verify_module
 from pdctl.deployment.verify import CONCURRENCY, Engine, Pair, pairs, verify
 from pdctl.errors import VerifyError
 from pdctl.profiles import WarmUp
@@ -97,3 +98,14 @@ async def test_so_many_at_once_and_no_more() -> None:
 
     await ask(answer, *[PAIR] * (3 * CONCURRENCY))
     assert most == CONCURRENCY
+
+
+async def test_an_error_is_followed_by_another_try_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "RETRY_PAUSE_S", 0.0)
+    answers = [httpx.Response(500), httpx.Response(200, json=WELL, headers=PINS)]
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return answers.pop(0)
+
+    await ask(answer, PAIR, retry_s=10)
+    assert not answers

@@ -76,10 +76,11 @@ async def answer_at_once(turn: Turn) -> None:
 
 @dataclass
 class MockEngine:
-    """Answers /health itself, and hands all other requests to `on_request`."""
+    """Answers /health and /v1/models itself, and hands all other requests to `on_request`."""
 
     on_request: Callable[[Turn], Awaitable[None]] = answer_at_once
     health_status: int = 200
+    models: object = None  # its answer to /v1/models; None: 404
     turns: asyncio.Queue[Turn] = field(default_factory=asyncio.Queue)  # every request, when it has come in whole
     health_checks: int = 0
     connections: int = 0
@@ -142,6 +143,9 @@ class MockEngine:
             if target == "/health":
                 self.health_checks += 1
                 await turn.answer({}, self.health_status)
+                continue
+            if target == "/v1/models":
+                await turn.answer(self.models, 404 if self.models is None else 200)
                 continue
             self.turns.put_nowait(turn)
             await self.on_request(turn)

@@ -26,7 +26,7 @@ from router_mocks import (
     until,
 )
 
-# Failures after the decode's head.
+# Failures after the decode's body has begun.
 
 
 async def begin(pair: Split) -> tuple[Turn, httpx.Response]:
@@ -75,13 +75,17 @@ async def test_a_broken_answer_is_counted_once():
         assert pair.at.metrics.requests == {(CHAT.encode(), "m", 200): 1}
 
 
-async def test_a_stream_that_dies_before_its_first_event():
+async def test_a_stream_that_dies_before_its_first_event_has_not_begun():
     async def dies(turn: Turn) -> None:
         await turn.start_stream()
         turn.writer.close()
 
-    async with split(on_decode=dies) as pair, pair.at.http.stream("POST", CHAT, json=PROMPT) as response:
-        assert (await read_cut(response)).startswith(b"event: error\ndata: ")
+    async with split(on_decode=dies) as pair, engine() as other:
+        response = await pair.at.post()
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "decode_failed")
+        await pair.at.admit("decode", other)
+        assert (await pair.at.post()).headers["x-router-decode-url"] == other.url
+        await pair.at.idle()
 
 
 async def test_a_stream_that_dies_within_an_event_is_just_cut():

@@ -183,7 +183,8 @@ async def test_a_stream_is_relayed_event_by_event():
         turn, response = await begin_stream(pair)
         lines = response.aiter_lines()
         for number in range(3):
-            await turn.event({"n": number})
+            if number:
+                await turn.event({"n": number})
             async with asyncio.timeout(LIMIT):
                 assert await anext(lines) == f'data: {{"n": {number}}}'  # before the next one is written
                 assert await anext(lines) == ""
@@ -199,6 +200,7 @@ async def begin_stream(pair: Split) -> tuple[Turn, httpx.Response]:
     sending = asyncio.create_task(pair.at.http.send(request, stream=True))
     turn = await pair.decode.turn()
     await turn.start_stream()
+    await turn.event({"n": 0})
     return turn, await sending
 
 

@@ -10,6 +10,7 @@ from router_processes import listening, process, ready, to_each_worker
 
 from pdctl.deployment.verify import Engine, Pair, verify
 from pdctl.errors import ExitCode
+from pdctl.profiles import WarmUp
 from pdctl.router.access.api_keys import ApiKeys, load_api_keys
 
 ALICE, BOB = {"Authorization": "Bearer sk-alice"}, {"Authorization": "bearer sk-bob"}
@@ -161,7 +162,7 @@ async def test_a_deployment_is_verified_through_a_router_with_keys(tmp_path: Pat
             assert (await router.register(role, mock)).status_code == 401
             assert (await router.register(role, mock, "secret", model="m")).status_code == 200
         pair = Engine("prefill-0", prefill.url, "m"), Engine("decode-0", decode.url, "m")
-        await verify(http, str(http.base_url).rstrip("/"), "secret", [Pair(*pair)])
+        await verify(http, str(http.base_url).rstrip("/"), "secret", [Pair(*pair)], WarmUp())
         assert is_refused(await http.post(CHAT, json=PROMPT))
         for call in (http.post(f"/instances/{prefill.key}/drain"), http.delete(f"/instances/{prefill.key}")):
             assert (await call).status_code == 401

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from pdctl.planning.planner import ROUTER_METRICS
+from pdctl.planning.routers import OWN_METRICS
 from pdctl.router.figures.metrics import InstanceFigures, Metrics, ModelNames
 from pdctl.router.figures.prometheus import Families
 
@@ -162,7 +162,7 @@ def test_every_family_has_the_prefix_a_help_text_and_a_name_of_its_kind():
 
 def test_the_figures_that_pdctl_itself_reads_are_there():
     page = Metrics().render([]).decode()
-    assert all(f"# TYPE {name} " in page for name in ROUTER_METRICS.values())
+    assert all(f"# TYPE {name} " in page for name in OWN_METRICS.values())
 
 
 def test_only_models_that_are_served_are_labels():

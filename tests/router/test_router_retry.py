@@ -142,7 +142,7 @@ async def test_time_is_over_for_all_attempts_together():
 
 async def test_an_answer_that_has_begun_is_not_tried_again():
     async def begin(turn: Turn) -> None:
-        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n")
+        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{")
         turn.drop()
 
     async with some(begin, answer_at_once) as s:

@@ -96,6 +96,27 @@ async def test_a_prefill_that_fails_takes_its_decode_with_it(bad: OnRequest, sta
 
 
 @pytest.mark.parametrize(("bad", "status"), [(refuse, 400), (drop, 502)])
+async def test_a_prefill_that_fails_takes_a_decode_with_it_that_has_begun_a_stream(bad: OnRequest, status: int):
+    """FastDeploy sends a stream's head at once; without its prefill no body would follow."""
+    begun = asyncio.Event()
+
+    async def begin(turn: Turn) -> None:
+        await turn.start_stream()
+        begun.set()
+        await hold(turn)
+
+    async def fail(turn: Turn) -> None:
+        await begun.wait()
+        await bad(turn)
+
+    async with sglang(on_prefill=fail, on_decode=begin) as pair:
+        response = await pair.at.post(STREAM)
+        assert response.status_code == status
+        await (await pair.decode.turn()).peer_left()
+        await pair.at.idle()
+
+
+@pytest.mark.parametrize(("bad", "status"), [(refuse, 400), (drop, 502)])
 async def test_a_decode_that_fails_takes_its_prefill_with_it(bad: OnRequest, status: int):
     async with sglang(on_prefill=hold, on_decode=bad) as pair:
         request = asyncio.create_task(pair.at.post())

@@ -65,10 +65,10 @@ async def mooncake(
 
 async def test_both_legs_begin_at_once_and_name_the_same_transfer():
     async with mooncake(on_prefill=hold, on_decode=hold) as m:
-        request = asyncio.create_task(m.at.post(PROMPT | {"n": 2}, headers={"X-Request-Id": "mine"}))
+        request = asyncio.create_task(m.at.post(PROMPT | {"n": 1}, headers={"X-Request-Id": "mine"}))
         prefill, decode = await m.prefill.turn(), await m.decode.turn()
         assert prefill.json["kv_transfer_params"]["transfer_id"] == "xfer-mine"
-        assert (prefill.json["n"], prefill.json["max_tokens"], decode.json["n"]) == (1, 1, 2)
+        assert (prefill.json["n"], prefill.json["max_tokens"], decode.json["n"]) == (1, 1, 1)
         params = decode.json["kv_transfer_params"]
         assert (params["remote_engine_id"], params["transfer_id"]) == ("one", "xfer-mine")
         await prefill.answer({"choices": []})

@@ -46,7 +46,7 @@ def params_of(turn: Turn) -> bytes:
 
 async def test_the_decode_follows_the_prefill_with_its_parameters_byte_for_byte():
     async with nixl(on_prefill=hold) as pair:
-        request = asyncio.create_task(pair.at.post(PROMPT | {"n": 2, "max_tokens": 9}))
+        request = asyncio.create_task(pair.at.post(PROMPT | {"n": 1, "max_tokens": 9}))
         first = await pair.prefill.turn()
         sent = first.json
         assert (sent["n"], sent["max_tokens"], sent["stream"]) == (1, 1, False)
@@ -58,13 +58,24 @@ async def test_the_decode_follows_the_prefill_with_its_parameters_byte_for_byte(
         second = await pair.decode.turn()
         assert params_of(second) == PARAMS
         assert {name: value for name, value in second.json.items() if name != "kv_transfer_params"} == PROMPT | {
-            "n": 2,
+            "n": 1,
             "max_tokens": 9,
         }
         assert first.headers["x-request-id"] == second.headers["x-request-id"] == response.headers["x-request-id"]
         assert response.headers["x-router-prefill-url"] == pair.prefill.url
         assert "x-router-fallback" not in response.headers
         await pair.at.idle()
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "a", "n": 2}, {"prompt": ["a", "b"]}, {"prompt": [[1, 2], [3]]}], ids=str)
+async def test_what_would_fetch_the_kv_more_than_once_is_computed_by_the_decode(asked: dict[str, object]):
+    """The prefill frees its blocks after the first fetch: the second could be of another request's KV."""
+    async with nixl() as pair:
+        response = await pair.at.post({"model": "m"} | asked, path="/v1/completions")
+        assert (response.status_code, response.headers["x-router-fallback"]) == (200, "several_choices")
+        assert pair.prefill.turns.empty()
+        assert "kv_transfer_params" not in (await pair.decode.turn()).json
+        assert pair.at.metrics.fallbacks["several_choices"] == 1
 
 
 async def test_a_stream_is_the_decodes_and_its_options_do_not_reach_the_prefill():
@@ -240,7 +251,7 @@ async def test_a_client_that_leaves_during_prefill_ends_it():
 async def test_a_client_that_leaves_in_the_middle_of_the_prefills_answer_leaves_no_blocks():
     """The prefill has computed: its blocks wait for a decode, though nobody waits for the answer."""
     async with nixl(on_prefill=hold) as pair:
-        client = await ask(pair.at, STREAM | {"n": 2})
+        client = await ask(pair.at, STREAM | {"n": 1})
         turn = await pair.prefill.turn()
         body = b'{"kv_transfer_params": %b}' % PARAMS
         await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
@@ -261,7 +272,7 @@ async def test_a_client_that_leaves_between_the_legs_leaves_no_blocks(monkeypatc
         await pair.decode.start()
         pool = pair.at.router.registry.instances[pair.decode.key].pool
         await until(lambda: not pool.open, "the end of the decode's connections")
-        client = await ask(pair.at, STREAM | {"n": 2})
+        client = await ask(pair.at, STREAM | {"n": 1})
         turn = await pair.prefill.turn()
         connecting, go_on = asyncio.Event(), asyncio.Event()
         connect = Call._connect

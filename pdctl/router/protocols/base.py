@@ -31,6 +31,7 @@ class PdProtocol:
     name = ""
     resumable = False  # a broken stream can go on at another pair
     takes_aborts = False  # its engines have POST /v1/abort_requests
+    splits_choices = True  # several choices, or several prompts, can be asked for with a pair
     splits_prompt_output = True  # logprobs of the prompt can be asked for with a pair
 
     def mismatch(self, prefill: "Instance", decode: "Instance") -> str | None:

@@ -30,7 +30,7 @@ class Sglang(PdProtocol):
 
     def bodies(self, body: Body, request_id: str, pair: "Pair", resume: bytes) -> Bodies:
         """One body for both legs. Several sequences need a room each."""
-        count = _sequences(body)
+        count = body.sequences
         if not 1 < count <= _MOST_ROOMS or pair.prefill is None:
             both = completed(body, b'%b,"bootstrap_room":%d' % (pair.info, random.getrandbits(_ROOMS)))
             return Bodies(both, both)
@@ -48,11 +48,3 @@ def _address(prefill: "Instance") -> tuple[bytes, bytes]:
     registration = prefill.registration
     port = b"%d" % registration.bootstrap_port if registration.bootstrap_port else b"null"
     return msgspec.json.encode(registration.host_ip), port
-
-
-def _sequences(body: Body) -> int:
-    """How many sequences a request has: prompts times choices."""
-    prompts = 1
-    if body.prompt.startswith(b"[") and body.prompt[1:].lstrip()[:1] in (b'"', b"["):
-        prompts = len(msgspec.json.decode(body.prompt, type=list[msgspec.Raw]))
-    return prompts * body.n

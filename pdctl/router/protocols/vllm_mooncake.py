@@ -27,6 +27,7 @@ class VllmMooncake(PdProtocol):
     """The prefill's engine id comes from its bootstrap server; the registry asks for it whenever a prefill comes up."""
 
     name = "vllm-mooncake"
+    splits_choices = False  # the prefill frees its blocks when the first of them has been fetched
     splits_prompt_output = False  # only the prefill has them, and asking a decode crashes some versions
 
     def mismatch(self, prefill: "Instance", decode: "Instance") -> str | None:

@@ -33,6 +33,7 @@ class VllmNixl(PdProtocol):
     """`kv_transfer_params` is opaque and copied whole: its fields grew between versions."""
 
     name = "vllm-nixl"
+    splits_choices = False  # the prefill frees its blocks when the first of them has been fetched
     splits_prompt_output = False  # only the prefill has them, and asking a decode crashes some versions
 
     def bodies(self, body: Body, request_id: str, pair: "Pair", resume: bytes) -> Bodies:

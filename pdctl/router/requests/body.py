@@ -22,6 +22,14 @@ class Body(msgspec.Struct, frozen=True, gc=False):
     user: str
     prompt_output: bool  # asks for what only the engine that computes the prompt has: its logprobs
 
+    @property
+    def sequences(self) -> int:
+        """How many it asks for: prompts times choices."""
+        prompts = 1
+        if self.prompt.startswith(b"[") and self.prompt[1:].lstrip()[:1] in (b'"', b"["):
+            prompts = len(msgspec.json.decode(self.prompt, type=list[Raw]))
+        return prompts * self.n
+
 
 class BodyError(ValueError):
     """The body is not what a completion request can be."""

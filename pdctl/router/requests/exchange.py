@@ -28,7 +28,7 @@ _PEER_FAILED = frozenset({502, 504})  # those that may be its peer's fault
 class Exchange:
     """A request. It is in flight until the client has its answer and no leg is open.
 
-    Before a decode's head has come, nothing is sent to the client: until then any failure becomes another attempt or
+    Before a decode's body has begun, nothing is sent to the client: until then any failure becomes another attempt or
     a clean answer. From then on the decode alone decides: it knows whether it misses its prefill.
     """
 

@@ -106,14 +106,27 @@ class PrefillLeg(Leg):
 
 
 class DecodeLeg(Leg):
-    """Its answer is the client's."""
+    """Its answer is the client's.
 
-    __slots__ = ()
+    A head alone waits here for the body to begin: FastDeploy sends that of a stream at once, before it knows whether
+    its prefill will come.
+    """
+
+    __slots__ = ("_early",)
+
+    def __init__(self, attempt: "Attempt", instance: Instance, tokens: int) -> None:
+        super().__init__(attempt, instance, tokens)
+        self._early: Head | None = None
 
     def received(self, head: Head | None, body: bytes, end: bool) -> None:
         """Pass one read on as one write; keep an error, which may be followed by another attempt."""
         if self.trace is not None and head is not None:
             self.trace.status = head.status
+        if head is not None and not body and not end:
+            self._early = head
+            return
+        if self._early is not None:
+            head, self._early = self._early, None
         if end:
             self.close()
         if self.head is None and (head is None or head.status < 400):

@@ -73,8 +73,8 @@ class Selector:
             paired = [p for p in paired if any(d.key not in avoided for d in group.partners(p))]
         prefill = self._pick(self._prefill, paired, ask, avoided, group)
         decode = self._pick(self._decode, group.partners(prefill), ask, avoided, group)
-        if body.prompt_output and not decode.protocol.splits_prompt_output and decode.protocol.can_prefill(decode):
-            return Choice(group.pair(None, decode), fallback="prompt_logprobs")
+        if (reason := _unsplittable(body, decode)) and decode.protocol.can_prefill(decode):
+            return Choice(group.pair(None, decode), fallback=reason)
         if self._pd_min_tokens and self._is_short(decode, ask):
             return Choice(group.pair(None, decode), skipped=True)
         return Choice(group.pair(prefill, decode))
@@ -136,3 +136,12 @@ class Selector:
         if instance is None or not instance.live or instance.registration.role != role:
             raise SelectionError(400, f"there is no live {role} instance {url or '(none given)'}", "unknown_instance")
         return instance
+
+
+def _unsplittable(body: Body, decode: Instance) -> str | None:
+    """Why prefill and decode cannot share a request."""
+    if body.prompt_output and not decode.protocol.splits_prompt_output:
+        return "prompt_logprobs"
+    if not decode.protocol.splits_choices and body.sequences > 1:
+        return "several_choices"
+    return None
