@@ -59,6 +59,15 @@ def fit(source: Shard, target: Shard) -> Fit:
     )
 
 
+def check_whole(source: Shard, target: Shard) -> None:
+    """Raise TransferError unless the prefill rank has all that the decode rank holds: it would decode with a part."""
+    if fit(source, target).nbytes < target.block_bytes:
+        raise TransferError(
+            f"prefill has KV heads {_heads(source)}, decode has {_heads(target)}: a request's KV has to come from one "
+            "prefill rank whole, so give prefill no more tensor parallelism than decode has"
+        )
+
+
 def copies(source: Sequence[int], target: Sequence[int], fit: Fit) -> list[Copy]:
     """Block source[i] to block target[i], in order; neighbours whose targets are neighbours too become one run."""
     runs: list[Copy] = []

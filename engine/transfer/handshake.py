@@ -11,6 +11,7 @@ import msgspec
 
 from engine.errors import TransferError
 from engine.transfer.base import Identity
+from engine.transfer.blocks import check_whole
 from engine.transfer.wire import (
     MAX_HANDSHAKE_FRAME,
     VERSION,
@@ -57,7 +58,12 @@ async def admit(channel: Channel, identity: Identity, transports: Sequence[str])
     salt = secrets.token_bytes(32)
     channel.send(Challenge(salt))
     hello = await _expect(channel, Hello, max_frame=MAX_HANDSHAKE_FRAME)
-    misfit = _wrong_token(hello, identity, salt) or _misfit(hello, identity) or _nothing_in_common(hello, transports)
+    misfit = (
+        _wrong_token(hello, identity, salt)
+        or _misfit(hello, identity)
+        or _lacking_heads(hello, identity)
+        or _nothing_in_common(hello, transports)
+    )
     if misfit:
         channel.send(Rejected(misfit))
         raise ChannelError(f"rejected {hello.engine_id}: {misfit}")
@@ -93,6 +99,14 @@ def _misfit(hello: Hello, identity: Identity) -> str | None:
     for what, theirs, ours in facts:
         if theirs != ours:
             return f"{what} differs: prefill has {theirs}, decode has {ours}"
+    return None
+
+
+def _lacking_heads(hello: Hello, identity: Identity) -> str | None:
+    try:
+        check_whole(hello.shard, identity.shard)
+    except TransferError as error:
+        return str(error)
     return None
 
 

@@ -79,7 +79,7 @@ GUEST
 
 timeout -k 5 "${TIMEOUT_S:-300}" qemu-system-x86_64 \
   -accel tcg,thread=multi -cpu max -smp "${CPUS:-2}" -m "${MEM_MB:-2048}" -nographic -no-reboot -net none \
-  -kernel "/boot/vmlinuz-$release" -initrd "$work/initrd.gz" -append "console=ttyS0 panic=-1 quiet mitigations=off" \
+  -kernel "/boot/vmlinuz-$release" -initrd "$work/initrd.gz" -append "console=ttyS0 panic=-1 quiet mitigations=off transparent_hugepage=never" \
   -virtfs local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap \
   -virtfs local,path="$out",mount_tag=out,security_model=none > "$work/console" 2>&1 < /dev/null || true
 

@@ -15,7 +15,7 @@ from pdctl.errors import PdctlError, ProcessDiedError, StepTimeoutError
 
 MEASURE = (sys.executable, "-P", "-m", "engine.transfer.measure")  # -P: a folder of that name here is not the engine
 LOOPBACK = "127.0.0.1"
-START_S = 60.0  # it imports torch
+START_S = 180.0  # it imports torch, from a slow disk perhaps
 STEP_S = 120.0  # beyond the seconds of a cell: large pools take their time, and a stalled transport has its own limits
 END_S = 15.0
 

@@ -6,6 +6,8 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+import torch
+import transfer_harness
 from transfer_harness import (
     DECODE,
     LAYOUT,
@@ -13,14 +15,13 @@ from transfer_harness import (
     PREFILL,
     decode_side,
     prefill_side,
-    read_prompt,
     request,
     shard,
     within,
 )
 
 from engine.errors import TransferError
-from engine.kv.pool import KVLayout, KVPool
+from engine.kv.pool import KVPool
 from engine.transfer.base import Inlet, Target, TransferLimits, Writer
 from engine.transfer.blocks import Shard, fit
 from engine.transfer.transports.shm import ShmTransport
@@ -107,18 +108,27 @@ async def test_the_way_in_of_a_transport_that_is_not_used_is_closed(pool: KVPool
         )
 
 
-@pytest.mark.parametrize("prefill_heads", [(0, 2), (2, 2), (1, 3), (0, 4)])
-async def test_ranks_of_different_tensor_parallelism_move_what_they_have_in_common(prefill_heads: tuple[int, int]):
-    first, heads = prefill_heads
-    whole = LAYOUT.__class__(4, LAYOUT.num_layers, LAYOUT.block_size, LAYOUT.head_dim, LAYOUT.dtype)
-    part = KVLayout(heads, LAYOUT.num_layers, LAYOUT.block_size, LAYOUT.head_dim, LAYOUT.dtype)
-    head_bytes = whole.block_bytes // 4
-    source, target = KVPool(part, 8), KVPool(whole, 8, shared=True)
-    described = {"layout": whole.describe()}
+WHOLE = replace(LAYOUT, num_kv_heads=4)
+HEAD_BYTES = WHOLE.block_bytes // 4
+
+
+def rank(first: int, heads: int) -> dict[str, object]:
+    """What a rank that holds some of the model's KV heads says about itself."""
+    return {"layout": WHOLE.describe(), "shard": Shard(first, heads, HEAD_BYTES, 8)}
+
+
+def write_head_numbers(pool: KVPool, table: list[int], *_: object) -> None:
+    pool.tensor[table] = torch.arange(4.0).view(1, 4, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize(("first", "heads"), [(0, 2), (2, 2), (1, 3), (0, 4)])
+async def test_decode_takes_the_slice_that_it_holds(monkeypatch: pytest.MonkeyPatch, first: int, heads: int):
+    monkeypatch.setattr(transfer_harness, "write_kv", write_head_numbers)
+    source, target = KVPool(WHOLE, 8), KVPool(replace(WHOLE, num_kv_heads=heads), 8, shared=True)
     with closing(target):
         async with (
-            decode_side(target, shard=Shard(0, 4, head_bytes, 8), **described) as (decode, decode_core, peer),
-            prefill_side(source, shard=Shard(first, heads, head_bytes, 8), **described) as (prefill, prefill_core),
+            decode_side(target, **rank(first, heads)) as (decode, decode_core, peer),
+            prefill_side(source, **rank(0, 4)) as (prefill, prefill_core),
         ):
             delivering = asyncio.create_task(prefill.deliver(request("r", 40), peer))
             receiving = asyncio.create_task(decode.receive(request("r", 40), PREFILL))
@@ -126,15 +136,25 @@ async def test_ranks_of_different_tensor_parallelism_move_what_they_have_in_comm
             await within(receiving)
             await within(delivering)
             _, reservation, _ = await within(decode_core.started.get())
-            prompt = request("r", 40).prompt
-            view = _View(target.tensor[:, first : first + heads])
-            assert read_prompt(view, reservation.block_table, 40) == prompt
-            others = [head for head in range(4) if not first <= head < first + heads]
-            assert not target.tensor[:, others].any()
+            arrived = target.tensor[reservation.block_table]
+            assert (arrived == torch.arange(first, first + heads).view(1, -1, 1, 1, 1, 1)).all()
 
 
-class _View:
-    """Some KV heads of a pool."""
-
-    def __init__(self, tensor) -> None:
-        self.tensor = tensor
+@pytest.mark.parametrize(
+    ("of_prefill", "of_decode", "reason"),
+    [
+        ((0, 2), (0, 4), "prefill has KV heads 0 to 1, decode has 0 to 3: .* no more tensor parallelism than decode"),
+        ((1, 3), (0, 4), "prefill has KV heads 1 to 3, decode has 0 to 3: "),
+        ((0, 3), (2, 2), "prefill has KV heads 0 to 2, decode has 2 to 3: "),
+        ((0, 2), (2, 2), "no KV head in common: prefill has 0 to 1, decode has 2 to 3"),
+    ],
+)
+async def test_a_prefill_rank_that_lacks_heads_of_decode_is_rejected(
+    pool: KVPool, source: KVPool, of_prefill: tuple[int, int], of_decode: tuple[int, int], reason: str
+):
+    async with (
+        decode_side(pool, **rank(*of_decode)) as (_, _, peer),
+        prefill_side(source, **rank(*of_prefill)) as (prefill, _),
+    ):
+        with pytest.raises(TransferError, match=f"cannot send KV to decode {peer}: rejected: {reason}"):
+            await within(prefill._link(peer))

@@ -76,19 +76,20 @@ def identity(engine_id: str, blocks: int = 64, **changes: object) -> Identity:
 
 def write_kv(pool: KVPool, table: list[int], prompt: list[int], start: int, end: int) -> None:
     """Write what the KV of prompt[start:end] would be."""
-    for position in range(start, end):
-        block = pool.tensor[table[position // BLOCK]]
-        block[:, :, :, position % BLOCK, :] = prompt[position] * 1000 + position
+    positions = torch.arange(start, end)
+    values = torch.tensor(prompt[start:end]) * 1000 + positions
+    blocks = torch.tensor(table)[positions // BLOCK]
+    pool.tensor[blocks, :, :, :, positions % BLOCK] = values.view(-1, 1, 1, 1, 1).to(pool.tensor.dtype)
 
 
 def read_prompt(pool: KVPool, table: list[int], tokens: int) -> list[int]:
     """Tell which prompt's KV is in the blocks; 0 where a position's KV is torn."""
-    prompt = []
-    for position in range(tokens):
-        values = pool.tensor[table[position // BLOCK]][:, :, :, position % BLOCK, :]
-        whole = bool((values == values.flatten()[0]).all())
-        prompt.append((int(values.flatten()[0]) - position) // 1000 if whole else 0)
-    return prompt
+    positions = torch.arange(tokens)
+    blocks = torch.tensor(table)[positions // BLOCK]
+    values = pool.tensor[blocks, :, :, :, positions % BLOCK].flatten(1)
+    whole = (values == values[:, :1]).all(1)
+    read: list[int] = ((values[:, 0].long() - positions) // 1000 * whole).tolist()
+    return read
 
 
 def kernel_objects() -> tuple[int, int]:

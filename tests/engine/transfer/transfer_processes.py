@@ -16,7 +16,7 @@ from transfer_harness import LAYOUT, LIMITS, DecodeCoreDouble, TransferLimits, d
 
 from engine.errors import TransferError
 from engine.kv.pool import KVPool
-from engine.transfer.base import Peer
+from engine.transfer.base import Peer, Transport
 from engine.transfer.blocks import Copy
 from engine.transfer.doorway import Doorway
 from engine.transfer.receiver import DecodeTransfer
@@ -25,7 +25,7 @@ from engine.transfer.transports.usable import start_usable
 
 FORKSERVER = multiprocessing.get_context("forkserver")
 # The test folder is not on the fork server's path, and importing torch is what takes long.
-FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.transports.shm", "engine.transfer.sender"])
+FORKSERVER.set_forkserver_preload(["uvloop", "engine.transfer.transports.usable", "engine.transfer.sender"])
 BLOCKS = 64
 FLOOD_BLOCKS = 512
 
@@ -72,13 +72,25 @@ async def decode_over(
     transport: str, pool: KVPool, limits: TransferLimits = LIMITS
 ) -> AsyncIterator[tuple[DecodeTransfer, DecodeCoreDouble, Peer]]:
     """A decode engine in this process that has one transport."""
+    async with (
+        started(transport, pool, door=True) as transports,
+        decode_side(pool, limits=limits, transports=transports) as decode,
+    ):
+        yield decode
+
+
+@asynccontextmanager
+async def started(transport: str, pool: KVPool, *, door: bool = False) -> AsyncIterator[list[Transport]]:
+    """That transport for a pool; with a door, as decode has it."""
     doorway = Doorway()
-    await doorway.open("127.0.0.1", 0)
+    if door:
+        await doorway.open("127.0.0.1", 0)
     transports = await start_usable([transport], pool, doorway)
     try:
-        async with decode_side(pool, limits=limits, transports=transports) as decode:
-            yield decode
+        yield transports
     finally:
+        for each in transports:
+            await each.close()
         await doorway.close()
 
 
@@ -99,9 +111,10 @@ async def prefill_process(
 
 @asynccontextmanager
 async def flooding_prefill_process(peer: Peer, transport: str, limits: TransferLimits) -> AsyncIterator[EngineProcess]:
-    """A prefill engine that is told numbers, and delivers `flood_prompt(number)` for each, several at once."""
+    """A prefill engine that is connected, is told numbers, and delivers each `flood_prompt`, several at once."""
     engine = EngineProcess(_flood_main, peer, transport, limits)
     try:
+        assert await engine.hears() == "connected"
         yield engine
     finally:
         engine.end()
@@ -157,8 +170,12 @@ def _flood_main(pipe: Connection, peer: Peer, transport: str, limits: TransferLi
 
 async def _flood(pipe: Connection, peer: Peer, transport: str, limits: TransferLimits) -> None:
     pool = KVPool(LAYOUT, FLOOD_BLOCKS)
-    transports = await start_usable([transport], pool, Doorway())
-    async with prefill_side(pool, limits=limits, transports=transports) as (prefill, core):
+    async with (
+        started(transport, pool) as transports,
+        prefill_side(pool, limits=limits, transports=transports) as (prefill, core),
+    ):
+        await prefill._link(peer)
+        pipe.send("connected")
 
         async def compute() -> None:
             while True:

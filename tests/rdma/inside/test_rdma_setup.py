@@ -1,12 +1,15 @@
 """Choosing NICs and addresses, and refusing what does not fit."""
 
 import msgspec
+import numpy as np
 import pytest
 from rdma_pair import Memory, connected, decode_side, link_down, prefill_side, whole_blocks, within
 
 from engine.errors import TransferError
 from engine.transfer.base import Target
 from engine.transfer.doorway import Doorway
+from engine.transfer.transports.rdma.addresses import PortAddress
+from engine.transfer.transports.rdma.queue_pairs import QueuePair
 from engine.transfer.transports.rdma.transport import RdmaTransport
 from engine.transfer.transports.rdma.wire import Offer
 
@@ -70,6 +73,22 @@ async def test_addresses_that_do_not_reach_each_other_are_found_when_connecting(
         with pytest.raises(TransferError, match=r"no NIC is left: rxe0:1 \(fe80::.*\) to rxe0:1 \(10.99.0.1\): "):
             await within(transport.connect(inlet.offer, Target("127.0.0.1", 1, FIT)))
         await transport.close()
+
+
+async def test_a_nic_that_does_not_answer_is_left_out_before_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    connect = QueuePair.connect
+
+    def connect_with_nobody(self: QueuePair, peer: PortAddress, number: int, psn: int, timeout: int) -> None:
+        connect(self, peer, number + 1000 if peer.name == "rxe1:1" else number, psn, timeout)
+
+    monkeypatch.setattr(QueuePair, "connect", connect_with_nobody)
+    monkeypatch.setenv("KVCACHE_IB_TIMEOUT", "31")  # hours
+    async with connected(8192, FIT) as pair:
+        assert "rxe1:1 (10.99.1.1) to rxe1:1 (10.99.1.1) failed: no answer within 1 s" in caplog.text
+        await within(pair.writer.push([0, 1], [1, 0]))
+        assert np.array_equal(pair.target.bytes[:4096], pair.source.bytes[4096:])
 
 
 async def test_a_pool_smaller_than_the_handshake_says_is_refused():

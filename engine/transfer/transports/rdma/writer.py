@@ -23,6 +23,7 @@ _STALL_S = 30.0  # a lane with something to carry on which nothing moves
 _CLOSE_S = 5.0  # decode's answer that a failed lane is closed on its side too
 _CANCELLED_S = 2.0  # what a cancelled push has left to end by itself
 _CHECK_S = 1.0
+_PROBE_S = 1.0  # a NIC's own timeout may be longer than the time that there is to connect
 
 
 class RdmaWriter:
@@ -62,7 +63,11 @@ class RdmaWriter:
     async def probe(self) -> None:
         """Send nothing over each lane, so that one that does not reach decode is left out. TransferError: none does."""
         delivery = self._start([(lane, [Copy(0, 0, 0)]) for lane in self._usable()])
-        await self._arrival(delivery)
+        patience = self._loop.call_later(_PROBE_S, self._leave_out_silent)
+        try:
+            await self._arrival(delivery)
+        finally:
+            patience.cancel()
 
     @property
     def failed(self) -> bool:
@@ -102,6 +107,14 @@ class RdmaWriter:
             raise TransferError(self._all_failed())
         first = next(self._numbers) % len(lanes)  # small pushes must not all take the same one
         return lanes[first:] + lanes[:first]
+
+    def _leave_out_silent(self) -> None:
+        lanes = [lane for lane in self._lanes if lane.failure is None]
+        if all(lane.stripes for lane in lanes):
+            return  # it is not one of them: the caller's deadline counts
+        for lane in lanes:
+            if lane.stripes:
+                lane.fail(f"no answer within {_PROBE_S:g} s, when others had answered")
 
     def _start(self, shares: list[tuple[Lane, list[Copy]]]) -> Delivery:
         delivery = Delivery()

@@ -1,7 +1,4 @@
-"""A request from end to end: a prefill and a decode engine in processes of their own, whose KV goes over both NICs.
-
-By its name the last in this folder: what the engines import is being loaded beside the other tests.
-"""
+"""A request from end to end: a prefill and a decode engine in processes of their own, whose KV goes over both NICs."""
 
 import http.client
 import json
@@ -33,7 +30,7 @@ def run_engine(flags: list[str]) -> None:
 
 
 @pytest.fixture
-def engines(engine_processes: multiprocessing.context.ForkServerContext) -> Iterator[None]:
+def engines() -> Iterator[None]:
     """One of each role, with a tiny random model; decode keeps no prefixes, so that it computes what it is asked to."""
     own = {
         "prefill": ("--splitwise-role", "prefill", "--kv-checksum"),
@@ -43,7 +40,7 @@ def engines(engine_processes: multiprocessing.context.ForkServerContext) -> Iter
     for role, flags in own.items():
         ports = ("--port", str(API[role]), "--metrics-port", str(METRICS[role]))
         every = ["--model", os.environ["MODEL"], *FLAGS, *RDMA, *ports, *flags]
-        started.append(engine_processes.Process(target=run_engine, args=(every,)))
+        started.append(multiprocessing.get_context("forkserver").Process(target=run_engine, args=(every,)))
         started[-1].start()
     for role in own:
         until_ready(role)
