@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import Version
@@ -66,11 +66,6 @@ class Template(Section):
     def lacks(self, values: Iterable[str]) -> bool:
         """Whether one of its placeholders, ports aside, is not among these."""
         return any(not name.startswith("port.") and name not in values for name in self.placeholders())
-
-    @classmethod
-    def of(cls, *texts: str) -> Self:
-        """Make one for all versions."""
-        return cls(texts=texts)
 
 
 # An argument, or several that are left out together.
