@@ -77,8 +77,9 @@ def test_a_killed_engine_is_restarted(cli: Cli):
     prefill, decode = {"replicas": 2, "env": slow}, {"env": attentive}
     with up(cli, {"engine": "sglang", "prefill": prefill, "decode": decode}) as status:
         pids = {process["name"]: process["pid"] for process in status["processes"]}
-        os.kill(pids["prefill-0"], signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(pids["prefill-0"])], timeout=LIMIT_S)
+        engine = psutil.Process(pids["prefill-0"])
+        os.kill(engine.pid, signal.SIGKILL)
+        psutil.wait_procs([engine], timeout=LIMIT_S)
         assert text_of(ask(status)), "prefill-1 still serves"
         again = cli("restart", "prefill-0")
         assert again.returncode == 0, again.stdout + again.stderr
