@@ -20,6 +20,9 @@ class ExitCode(IntEnum):
     BENCH_ERRORS = 10  # a benchmark's share of failed requests was over its limit
     LEFTOVERS = 11  # `down` could not end a process
     DEGRADED = 12  # `up` found the deployment running, but not serving
+    UNREACHABLE = 13  # a host cannot be reached: what runs there goes on
+    ROUTER = 14  # the router does not answer, or cannot do what was asked of it
+    UNFIT = 15  # `doctor`, or the look that `up` begins with, found what keeps the topology from running
     INTERRUPTED = 130  # Ctrl-C
 
 
@@ -43,6 +46,14 @@ class PlanError(PdctlError):
     """The hosts cannot carry what the topology asks for."""
 
     exit_code = ExitCode.PLAN
+
+
+class PortsTakenError(PlanError):
+    """Another process was faster to take ports of a plan; `taken`: their holders, by host."""
+
+    def __init__(self, message: str, taken: dict[str, dict[int, str]]) -> None:
+        super().__init__(message)
+        self.taken = taken
 
 
 class ProcessDiedError(PdctlError):
@@ -87,3 +98,21 @@ class DegradedError(PdctlError):
     """The deployment runs already, but does not serve as it should."""
 
     exit_code = ExitCode.DEGRADED
+
+
+class HostUnreachableError(PdctlError):
+    """A host cannot be reached; what runs there may well go on."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class RouterError(PdctlError):
+    """The router does not answer, or cannot do what was asked of it."""
+
+    exit_code = ExitCode.ROUTER
+
+
+class UnfitError(PdctlError):
+    """Something on the hosts keeps the topology from running; `detail` holds what else does."""
+
+    exit_code = ExitCode.UNFIT

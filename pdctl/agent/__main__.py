@@ -36,21 +36,44 @@ def _parser() -> _Parser:
     sweep.add_argument("--run-id", required=True)
     sweep.add_argument("--wait", type=float, default=0.0, help="seconds to let guardian and agent end by themselves")
     sweep.add_argument("--force", action="store_true", help="kill them too when they have not")
+    remains = _command(commands, "remains", _remains, "what a run has left beside processes")
+    remains.add_argument("--ports", type=int, nargs="*", default=[], help="that it had")
+    remains.add_argument("--since", type=float, required=True, help="when it was started, seconds since the epoch")
     logs = _command(commands, "logs", _logs, "the last lines of each log, one JSON list [process, time, text] a line")
     logs.add_argument("--tail", type=int, default=100)
     logs.add_argument("names", nargs="*")
     probe = _command(commands, "probe", _probe, "what this host has")
     probe.add_argument("--ports", type=int, nargs="*", default=[], help="ports to be looked at")
-    probe.add_argument("--python", default=sys.executable, help="the interpreter that has the engine")
+    probe.add_argument("--python", help="the interpreter that has the engine")
     probe.add_argument("--packages", nargs="*", default=[], help="whose version is asked for: the first that it has")
+    probe.add_argument("--environment", default="", help="whose interpreter has the engine, if it is complete here")
+    _command(commands, "receive", _receive, "write stdin to the file NAME of the folder").add_argument("name")
+    install = _command(commands, "install", _install, "make an environment for the builtin engine in the folder")
+    install.add_argument("--wheel", required=True)
+    install.add_argument("--python", help="the interpreter to make it with")
+    install.add_argument("--wheelhouse", type=_folder, help="a folder of wheels: nothing is asked of an index")
+    install.add_argument("--more", nargs="*", default=[], help="requirements to be installed without their own")
+    examine = _command(commands, "examine", _examine, "what can keep a deployment from running on this host")
+    examine.add_argument("--address", help="at which other hosts reach it")
+    examine.add_argument("--python", help="the interpreter that has the engine")
+    examine.add_argument("--environment", default="", help="whose interpreter has the engine, if it is complete here")
+    examine.add_argument("--workdirs", nargs="*", default=[], help="the folders in which processes are started")
+    examine.add_argument("--model", help="a path or a hub id")
+    examine.add_argument("--hub", help="the folder in which models of the hub are kept")
+    examine.add_argument("--read-model", action="store_true", help="tell of its files by their content too")
+    _command(commands, "meet", _meet, "reach other hosts and be reached, as the JSON on stdin says")
     return parser
 
 
 def _command(commands: _Commands, name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Parser:
     parser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run)
-    parser.add_argument("--dir", type=Path, required=True, help="the agent's folder")
+    parser.add_argument("--dir", type=_folder, required=True, help="the agent's folder")
     return parser
+
+
+def _folder(text: str) -> Path:
+    return Path(text).expanduser().absolute()
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -76,6 +99,14 @@ def _sweep(options: argparse.Namespace) -> int:
     return 0
 
 
+def _remains(options: argparse.Namespace) -> int:
+    from pdctl.agent.probe import port_holders
+    from pdctl.agent.shared_memory import left_in_shared_memory
+
+    _print({"ports": port_holders(options.ports), "shared_memory": left_in_shared_memory(options.since)})
+    return 0
+
+
 def _logs(options: argparse.Namespace) -> int:
     from pdctl.agent.logs import collect_logs
 
@@ -86,9 +117,52 @@ def _logs(options: argparse.Namespace) -> int:
 
 def _probe(options: argparse.Namespace) -> int:
     from pdctl.agent.engine_version import engine_version
+    from pdctl.agent.environment import environment_python
     from pdctl.agent.probe import probe
 
-    _print({**probe(options.dir, options.ports), **engine_version(options.python, options.packages)})
+    prepared = environment_python(options.environment) if options.environment else None
+    python = options.python or prepared or sys.executable
+    found = {**probe(options.dir, options.ports), **engine_version(python, options.packages)}
+    _print({**found, "prepared_python": prepared})
+    return 0
+
+
+def _receive(options: argparse.Namespace) -> int:
+    from pdctl.agent.environment import receive
+
+    receive(options.dir / options.name)
+    return 0
+
+
+def _install(options: argparse.Namespace) -> int:
+    from pdctl.agent.environment import install
+
+    install(options.dir, options.wheel, options.python, options.wheelhouse, options.more)
+    return 0
+
+
+def _examine(options: argparse.Namespace) -> int:
+    from pdctl.agent.environment import environment_python
+    from pdctl.agent.examine import examine
+
+    prepared = environment_python(options.environment) if options.environment else None
+    facts = examine(
+        options.dir,
+        address=options.address,
+        python=options.python or prepared or sys.executable,
+        workdirs=options.workdirs,
+        model=options.model,
+        hub=options.hub,
+        read_model=options.read_model,
+    )
+    _print(facts)
+    return 0
+
+
+def _meet(options: argparse.Namespace) -> int:
+    from pdctl.agent.meet import meet
+
+    _print(meet(json.load(sys.stdin)))
     return 0
 
 

@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 for name in sys.argv[1:]:
     try:
-        print(version(name))
+        print(name, version(name))
         break
     except PackageNotFoundError:
         pass
@@ -21,7 +21,7 @@ for name in sys.argv[1:]:
 
 
 def engine_version(python: str, packages: List[str]) -> Dict[str, Optional[str]]:
-    """The version of the first of the packages that is installed, or why it is not known; empty without packages."""
+    """The first of the packages that is installed, and its version, or why it is not known; empty without packages."""
     if not packages:
         return {}
     command = [python, "-c", _CODE, *packages]
@@ -34,5 +34,7 @@ def engine_version(python: str, packages: List[str]) -> Dict[str, Optional[str]]
     if result.returncode != 0:
         said = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         return {"engine_problem": f"{python} cannot say which engine it has: {said[-1]}"}
-    found = result.stdout.strip()
-    return {"engine_version": found} if found else {"engine_problem": f"{python} has no {' or '.join(packages)}"}
+    found = result.stdout.split()
+    if len(found) != 2:
+        return {"engine_problem": f"{python} has no {' or '.join(packages)}"}
+    return {"engine_package": found[0], "engine_version": found[1]}

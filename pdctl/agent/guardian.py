@@ -17,7 +17,7 @@ from typing import Callable, List
 
 from pdctl.agent.kill import kill_until_gone, own_descendants
 from pdctl.agent.lock import take_lock
-from pdctl.agent.paths import AgentError, prepare_folder, socket_path
+from pdctl.agent.paths import AgentError, prepare_folder, remove_secrets, socket_path
 from pdctl.agent.procfs import Stat
 
 LISTENING = "listening"
@@ -64,6 +64,7 @@ def serve(folder: Path, run_id: str, tell: Callable[[str], None]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     left = kill_until_gone(_reap_and_find, KILL_S)
     (folder / "agent.json").unlink(missing_ok=True)
+    remove_secrets(folder)
     socket_path(run_id).unlink(missing_ok=True)
     _say(f"the agent ended with {os.waitstatus_to_exitcode(status)}; {len(left)} processes left")
     return 1 if left else 0

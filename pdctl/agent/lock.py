@@ -1,4 +1,4 @@
-"""The lock of an agent's folder: held by guardian and agent while either lives, and by a sweep."""
+"""Locks on files: that of an agent's folder is held by guardian and agent while either lives, and by a sweep."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Optional
 _POLL_S = 0.02  # flock with a timeout does not exist
 
 
-def take_lock(folder: Path, timeout_s: float) -> Optional[int]:
+def take_lock(folder: Path, timeout_s: float, name: str = "agent.lock") -> Optional[int]:
     """The locked file's descriptor, which no process inherits; None when another keeps the lock. Blocks."""
-    fd = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline = time.monotonic() + timeout_s
     while True:
         try:

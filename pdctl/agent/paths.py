@@ -1,19 +1,21 @@
 """Where an agent keeps its files, and where its socket is.
 
 The folder given by ``--dir`` holds ``agent.json`` (who serves, and on which socket), ``agent.lock`` (held while
-guardian or agent live), ``agent.log``, ``pids.json`` and ``logs/``. The socket lies in the user's runtime folder
-instead, because a Unix socket's path has at most 107 bytes.
+guardian or agent live), ``agent.log``, ``pids.json``, ``secrets/`` while it runs, and ``logs/``. The socket lies in the
+user's runtime folder instead, because a Unix socket's path has at most 107 bytes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any, Dict
 
 SOCKET_PATH_LIMIT = 107
+SECRETS = "secrets"
 
 
 class AgentError(Exception):
@@ -34,6 +36,13 @@ def socket_path(run_id: str) -> Path:
             _own_folder(folder)
             return folder / name
     raise AgentError(f"run id {run_id!r} is too long for a socket's path")
+
+
+def host_folder() -> Path:
+    """Where it is kept what all runs of this user on this host share, wherever their own files are."""
+    folder = _shared_folder()
+    _own_folder(folder)
+    return folder
 
 
 def read_agent_file(folder: Path) -> Dict[str, Any]:
@@ -59,10 +68,47 @@ def write_json(path: Path, content: object) -> None:
         raise
 
 
+def write_secret(folder: Path, name: str, text: str) -> None:
+    """Write a file that only this user can read, into the agent's folder for secrets."""
+    path = _secret_path(folder, name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_secret(folder: Path, name: str) -> str:
+    """What `write_secret` has written; AgentError where it has not."""
+    try:
+        return _secret_path(folder, name).read_text()
+    except FileNotFoundError:
+        raise AgentError(f"there is no {name!r} among the secrets of {folder}") from None
+
+
+def remove_secrets(folder: Path) -> None:
+    """Remove all that `write_secret` has written."""
+    shutil.rmtree(folder / SECRETS, ignore_errors=True)
+
+
+def _secret_path(folder: Path, name: str) -> Path:
+    if not name or "/" in name or name.startswith("."):
+        raise AgentError(f"{name!r} is no name for a file")
+    return folder / SECRETS / name
+
+
 def _runtime_folders() -> list[Path]:
-    fallback = Path(f"/tmp/pdctl-{os.geteuid()}")
+    fallback = _shared_folder()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     return [Path(runtime) / "pdctl", fallback] if runtime and Path(runtime).is_dir() else [fallback]
+
+
+def _shared_folder() -> Path:
+    return Path(f"/tmp/pdctl-{os.geteuid()}")
 
 
 def _own_folder(folder: Path) -> None:

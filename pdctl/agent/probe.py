@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from pdctl.agent.port_book import PortBook
 from pdctl.agent.sysfs_nics import read_nics
 from pdctl.agent.sysfs_pci import pci_address, read_gpu_places
 
@@ -22,7 +23,6 @@ _LISTEN = "0A"  # the state in /proc/net/tcp
 
 def probe(folder: Path, ports: List[int], *, sysfs: Path = Path("/sys"), dev: Path = Path("/dev")) -> Dict[str, Any]:
     """The inventory of this host, as pdctl/planning/inventory.py reads it. ``folder``: where the state will be."""
-    holders = {port: _holder(port) for port in ports}
     gpus, gpu_problem = _gpus()
     return {
         "hostname": socket.gethostname(),
@@ -34,10 +34,17 @@ def probe(folder: Path, ports: List[int], *, sysfs: Path = Path("/sys"), dev: Pa
         "gpu_places": read_gpu_places(sysfs),
         "nics": read_nics(sysfs, dev),
         "nics_in_environment": os.environ.get("KVCACHE_RDMA_NICS"),
-        "taken_ports": {port: holder for port, holder in holders.items() if holder is not None},
+        "taken_ports": port_holders(ports),
         "python": sys.executable,
         "free_disk_bytes": shutil.disk_usage(_existing(folder)).free,
     }
+
+
+def port_holders(ports: Sequence[int]) -> Dict[int, str]:
+    """Who has the ports that are not free: a process that listens, or a run that has reserved them."""
+    reserved = PortBook().reserved(list(ports))
+    holders = {port: _holder(port) or reserved.get(port) for port in ports}
+    return {port: holder for port, holder in holders.items() if holder is not None}
 
 
 def _address() -> str:
@@ -55,7 +62,7 @@ def _gpus() -> Tuple[List[Dict[str, Any]], Optional[str]]:
     if shutil.which("nvidia-smi") is None:
         return [], None
     try:
-        gpus = [_gpu(line) for line in _ask_nvidia_smi("gpu", _GPU_FIELDS)]
+        gpus = [_gpu(line) for line in ask_nvidia_smi("gpu", _GPU_FIELDS)]
     except (OSError, ValueError) as error:
         return [], f"nvidia-smi {error}"
     users = _gpu_users() if any(gpu["memory_used_mb"] for gpu in gpus) else {}
@@ -81,7 +88,7 @@ def _gpu_users() -> Dict[str, List[str]]:
     """The processes on each GPU, by its uuid; none where the tool does not tell."""
     users: Dict[str, List[str]] = {}
     try:
-        lines = _ask_nvidia_smi("compute-apps", _USER_FIELDS)
+        lines = ask_nvidia_smi("compute-apps", _USER_FIELDS)
     except (OSError, ValueError):
         return users
     for fields in (line.split(", ", 2) for line in lines):
@@ -90,7 +97,7 @@ def _gpu_users() -> Dict[str, List[str]]:
     return users
 
 
-def _ask_nvidia_smi(what: str, fields: Sequence[str]) -> List[str]:
+def ask_nvidia_smi(what: str, fields: Sequence[str]) -> List[str]:
     """A line of fields for each; ValueError says why there are none."""
     query = ["nvidia-smi", f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
     pipe = subprocess.PIPE

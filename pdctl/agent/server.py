@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Optional, Set
 
+from pdctl.agent.backoff import Restart
 from pdctl.agent.connection import Connection
+from pdctl.agent.fetch import fetch
 from pdctl.agent.guardian import LISTENING
 from pdctl.agent.logs import collect_logs
-from pdctl.agent.paths import AgentError, socket_path, write_json
+from pdctl.agent.paths import AgentError, read_secret, socket_path, write_json, write_secret
+from pdctl.agent.port_book import PortBook
 from pdctl.agent.protocol import VERSION
 from pdctl.agent.supervisor import Supervisor
 
@@ -36,9 +39,14 @@ class AgentServer:
         self._methods: Dict[str, Callable[..., Awaitable[Any]]] = {
             "hello": self._hello,
             "start": self._start,
+            "supervise": self._supervise,
             "list": self._list,
             "stop": self._supervisor.stop,
             "logs": self._logs,
+            "keep": self._keep,
+            "kept": self._kept,
+            "fetch": self._fetch,
+            "reserve": self._reserve,
             "shutdown": self._shutdown,
         }
 
@@ -101,12 +109,30 @@ class AgentServer:
         self._spawn(Connection(reader, writer, self._methods, self._supervisor, self._spawn).run())
 
     async def _hello(self) -> Dict[str, Any]:
-        return {"version": VERSION, "run_id": self._run_id, "pid": os.getpid(), "python": sys.version.split()[0]}
+        return {
+            "version": VERSION,
+            "run_id": self._run_id,
+            "pid": os.getpid(),
+            "python": sys.version.split()[0],
+            "folder": str(self._folder),
+        }
 
     async def _start(
         self, name: str, argv: List[str], env: Dict[str, str], cwd: Optional[str] = None, grace: float = 10.0
     ) -> Dict[str, Any]:
         return self._supervisor.start(name, argv, env, cwd, grace)
+
+    async def _supervise(
+        self,
+        name: str,
+        restart: Dict[str, Any],
+        argv: Optional[List[str]] = None,
+        env: Optional[Dict[str, str]] = None,
+        probe_url: Optional[str] = None,
+        ready_s: Optional[float] = None,
+    ) -> Dict[str, Any]:
+        wanted = Restart(**restart)
+        return self._supervisor.supervise(name, wanted, argv=argv, env=env, probe_url=probe_url, ready_s=ready_s)
 
     async def _list(self) -> List[Dict[str, Any]]:
         return self._supervisor.snapshots()
@@ -114,6 +140,22 @@ class AgentServer:
     async def _logs(self, names: Optional[List[str]] = None, tail: int = 100) -> Dict[str, Any]:
         lines = await asyncio.to_thread(collect_logs, self._folder, names, tail)
         return {"lines": lines}
+
+    async def _keep(self, name: str, text: str) -> None:
+        """Write a file of the agent's folder, for this user's eyes only; it is removed when the agent ends."""
+        write_secret(self._folder, name, text)
+
+    async def _kept(self, name: str) -> str:
+        return read_secret(self._folder, name)
+
+    async def _fetch(
+        self, method: str, url: str, headers: Dict[str, str], body: str = "", timeout: float = 30.0
+    ) -> Dict[str, Any]:
+        return await asyncio.to_thread(fetch, method, url, headers, body, timeout)
+
+    async def _reserve(self, ports: List[int]) -> Dict[int, str]:
+        """Make these the run's ports, and no others; answers, instead of that, which of them others have."""
+        return await asyncio.to_thread(PortBook().reserve, self._run_id, ports)
 
     async def _shutdown(self, grace: Optional[float] = None) -> None:
         """Afterwards the agent ends: the client sees the connection close."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import sys
-from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
 from pdctl.agent.procfs import PROCESS_TAG, RUN_TAG
 
 NOTIFY_FD = "PDCTL_NOTIFY_FD"  # as in pdctl/notify.py, which needs a newer Python than the agent may have
-_SHIM = Path(__file__).with_name("shim.py")
+_SHIM = (pkgutil.get_data("pdctl.agent", "shim.py") or b"").decode()  # the agent may run from an archive
 
 
 class Spawned(NamedTuple):
@@ -28,7 +28,7 @@ def spawn(argv: List[str], env: Dict[str, str], cwd: Optional[str]) -> Spawned:
     """
     output, output_write = os.pipe()
     notices, notices_write = os.pipe()
-    shim = [sys.executable, "-I", "-S", str(_SHIM), str(os.getpid()), cwd or "", *argv]
+    shim = [sys.executable, "-I", "-S", "-c", _SHIM, str(os.getpid()), cwd or "", *argv]
     try:
         os.set_inheritable(notices_write, True)
         pid = os.posix_spawn(

@@ -6,20 +6,23 @@ import asyncio
 import logging
 import os
 import re
+import signal
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Set
 
-from pdctl.agent.child import Child
+from pdctl.agent.backoff import Restart
+from pdctl.agent.child import Child, Command
+from pdctl.agent.health_probe import HealthProbe
 from pdctl.agent.kill import kill_until_gone, own_descendants, process_tree
 from pdctl.agent.logs import Line
 from pdctl.agent.paths import AgentError, write_json
 from pdctl.agent.procfs import Identity, Stat, boot_id, command_line
 from pdctl.agent.sampler import TreeSampler
 from pdctl.agent.subscriber import Subscriber
+from pdctl.agent.supervision import KILL_S, Hands, Supervision
 
 AGENT = "agent"  # the name in guardian's and agent's own tag
-KILL_S = 10.0  # SIGKILL ends any process that is not stuck in the kernel
 SAMPLE_S = 1.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -35,6 +38,8 @@ class Supervisor:
         self._run_id = run_id
         self._children: Dict[str, Child] = {}
         self._endings: Dict[str, asyncio.Task[None]] = {}
+        self._supervisions: Dict[str, Supervision] = {}
+        self._looking_after: Dict[str, asyncio.Task[None]] = {}
         self._sampler = TreeSampler(run_id)
         self._recorded: Set[Identity] = set()
         self._closing = False
@@ -48,23 +53,53 @@ class Supervisor:
         if not _NAME.fullmatch(name) or name == AGENT or not argv:
             raise AgentError(f"a process needs a command line and a name of letters, digits, dots and dashes: {name!r}")
         if name in self._children and not self._is_over(name):
-            raise AgentError(f"{name} runs already (pid {self._children[name].pid})")
+            last = self._children[name]
+            raise AgentError(f"{name} runs already (pid {last.pid}, {last.state})")
+        self._leave_alone(name)
         child = Child(name, self._folder, self._pass_lines)
-        child.grace_s = grace_s
-        child.start(self._run_id, argv, env, cwd, self._pass_change)
-        self._children[name] = child
-        self._endings.pop(name, None)
-        log.info("started %s, pid %d: %s", name, child.pid, " ".join(argv))
+        self._begin(child, Command(argv, env, cwd, grace_s))
+        return child.snapshot()
+
+    def supervise(
+        self,
+        name: str,
+        restart: Restart,
+        *,
+        argv: Optional[List[str]],
+        env: Optional[Dict[str, str]],
+        probe_url: Optional[str],
+        ready_s: Optional[float],
+    ) -> Dict[str, Any]:
+        """Restart a process from now on, until it is stopped; the caller has seen that it serves.
+
+        ``argv``, ``env``: other ones for its next lives. ``probe_url``: see HealthProbe. ``ready_s``: see Supervision.
+        May be called again, with other settings.
+        """
+        child = self._child(name)
+        if child.state not in ("starting", "ready", "restarting") or self._closing:
+            raise AgentError(f"{name} cannot be supervised: it is {child.state}")
+        if name not in self._supervisions:
+            child.serves()
+        command = child.command
+        child.command = command._replace(argv=argv or command.argv, env=command.env if env is None else env)
+        self._leave_alone(name)
+        probe = HealthProbe(probe_url, restart.probe_timeout_s) if probe_url else None
+        hands = Hands(self._next_life, self._note_tree, self._until_gone, self._pass_change)
+        self._supervisions[name] = supervision = Supervision(child, restart, probe, ready_s, hands)
+        self._looking_after[name] = task = asyncio.get_running_loop().create_task(supervision.run())
+        task.add_done_callback(partial(_log_failure, name))
         self._pass_change(child)
         return child.snapshot()
 
     async def stop(self, name: str, grace_s: Optional[float] = None) -> Dict[str, Any]:
         """SIGTERM to the process's group, then after the grace SIGKILL to all that is left of its tree."""
-        child = self._children.get(name)
-        if child is None:
-            raise AgentError(f"no process {name!r}")
+        child = self._child(name)
+        self._leave_alone(name)
         if child.exit_code is None:
-            await self._end(child, child.grace_s if grace_s is None else grace_s)
+            await self._end(child, child.command.grace_s if grace_s is None else grace_s)
+        elif child.state != "exited":
+            child.state_after, child.stopping = "exited", True
+            self._pass_change(child)
         await asyncio.shield(self._endings[name])
         return child.snapshot()
 
@@ -107,30 +142,66 @@ class Supervisor:
         for child in self._children.values():
             if child.pid == pid and child.exit_code is None:
                 child.ended(exit_code)
+                if child.name in self._supervisions:
+                    self._supervisions[child.name].ended(exit_code)
                 self._endings[child.name] = asyncio.get_running_loop().create_task(self._end_rest(child))
                 log.info("%s, pid %d, exited with %d", child.name, pid, exit_code)
                 self._pass_change(child)
                 return
+
+    def _child(self, name: str) -> Child:
+        child = self._children.get(name)
+        if child is None:
+            raise AgentError(f"no process {name!r}")
+        return child
+
+    def _begin(self, child: Child, command: Command) -> None:
+        child.start(self._run_id, command, self._pass_change)
+        self._children[child.name] = child
+        self._endings.pop(child.name, None)
+        log.info("started %s, pid %d: %s", child.name, child.pid, " ".join(command.argv))
+        self._pass_change(child)
+
+    def _next_life(self, last: Child) -> Child:
+        child = Child(last.name, self._folder, self._pass_lines, last.restarts + 1, last.last_end)
+        self._begin(child, last.command)
+        child.say(f"{last.name} was started again ({child.restarts}): it {last.last_end}")
+        return child
+
+    def _leave_alone(self, name: str) -> None:
+        """End supervision."""
+        self._supervisions.pop(name, None)
+        task = self._looking_after.pop(name, None)
+        if task is not None:
+            task.cancel()
 
     async def _end(self, child: Child, grace_s: float) -> None:
         if not child.stopping:
             child.stopping = True
             self._pass_change(child)
             await self._note_tree(child)
-            child.terminate()
-        if await _happens(child.exited, grace_s):
+            child.signal_group(signal.SIGTERM)
+        if await child.ends_within(grace_s):
             return
         log.warning("%s, pid %d, is still there after %g s: SIGKILL", child.name, child.pid, grace_s)
         left = await self._kill_tree(child)
-        if left or not await _happens(child.exited, KILL_S):
+        if left or not await child.ends_within(KILL_S):
             raise AgentError(f"{child.name} did not end after SIGKILL: {describe(left)}")
 
     async def _end_rest(self, child: Child) -> None:
         """Nothing may outlive the process it belongs to: it would hold memory and ports."""
         left = await self._kill_tree(child)
+        while left and child.state == "restarting":
+            child.note = f"it is not started again while something of it lives that cannot be ended: {describe(left)}"
+            self._pass_change(child)
+            left = await self._kill_tree(child)
+        child.note = None
         if left:
             log.error("could not end what %s left behind: %s", child.name, describe(left))
         child.close()
+
+    async def _until_gone(self, child: Child) -> None:
+        await asyncio.shield(self._endings[child.name])
 
     async def _note_tree(self, child: Child) -> None:
         """While its parent lives, a process is found that gives no other sign of whose it is."""
@@ -143,7 +214,7 @@ class Supervisor:
 
     def _is_over(self, name: str) -> bool:
         ending = self._endings.get(name)
-        return ending is not None and ending.done()
+        return ending is not None and ending.done() and self._children[name].state != "restarting"
 
     async def _sample(self) -> None:
         running = {name: child for name, child in self._children.items() if child.exit_code is None}
@@ -155,8 +226,11 @@ class Supervisor:
                 continue
             child.cpu_percent, child.memory_bytes = usage.cpu_percent, usage.memory_bytes
             if not child.stopping:  # from then on, what was seen of it is kept
-                child.tree = usage.tree
-        await self._record({identity for usage in usages.values() for identity in usage.tree})
+                child.saw(usage.tree)
+        ending = [
+            child.tree for name, child in self._children.items() if name not in running and not self._is_over(name)
+        ]
+        await self._record(set().union(*(usage.tree for usage in usages.values()), *ending))
 
     async def _record(self, identities: Set[Identity]) -> None:
         """For a sweep after guardian and agent were killed: a process may have overwritten its environment."""
@@ -180,9 +254,6 @@ def describe(stats: List[Stat]) -> str:
     return ", ".join(f"pid {stat.pid} ({command_line(stat.pid)[:60]})" for stat in stats) or "nothing that /proc shows"
 
 
-async def _happens(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except asyncio.TimeoutError:
-        return False
-    return True
+def _log_failure(name: str, task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("supervising %s has ended", name, exc_info=task.exception())

@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 
 from pdctl.agent.kill import kill_until_gone, run_processes
 from pdctl.agent.lock import take_lock
-from pdctl.agent.paths import socket_path
+from pdctl.agent.paths import remove_secrets, socket_path
 from pdctl.agent.procfs import Identity, Stat, boot_id, command_line
 
 KILL_S = 10.0
@@ -58,6 +58,7 @@ def recorded(folder: Path, run_id: str) -> List[Identity]:
 
 def _remove_files(folder: Path, run_id: str) -> None:
     socket_path(run_id).unlink(missing_ok=True)
+    remove_secrets(folder)
     for name in ("agent.json", "pids.json"):
         (folder / name).unlink(missing_ok=True)
 

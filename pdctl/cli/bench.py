@@ -137,7 +137,7 @@ def _deployment_url(name: str | None) -> str:
     """Return the endpoint of a deployment that is ready."""
     folder = Store().choose(name)
     state = folder.read_state()
-    if state is None or state.phase != "verified" or state.endpoint is None:
+    if state is None or state.phase not in ("verified", "changing") or state.endpoint is None:
         phase = state.phase if state else "gone"
         raise NotFoundError(f"deployment {folder.name!r} does not serve, it is {phase}: see `pdctl status`")
     return state.endpoint

@@ -8,8 +8,7 @@ from rich.text import Text
 
 from pdctl.cli.running import run_until_interrupted
 from pdctl.cli.terminal import Terminal
-from pdctl.dashboard.layout import process_colour
-from pdctl.dashboard.view_state import clean
+from pdctl.dashboard.lines import clean, process_colour
 from pdctl.deployment.deployment import DEFAULT_TAIL, Deployment
 from pdctl.deployment.store import Store
 from pdctl.errors import ExitCode

@@ -14,11 +14,16 @@ Private: TypeAlias = Any  # typer does not export the types of its contexts and 
 # Each command is what has that name in pdctl/cli/<name>.py, imported when it is used: `pdctl --help` stays fast.
 COMMANDS = {
     "up": "Start a deployment and show its dashboard.",
+    "attach": "Open the dashboard of a deployment that runs.",
     "status": "Show the state and load of a deployment.",
     "logs": "Show what a deployment's processes wrote.",
     "restart": "Start processes of a running deployment again.",
+    "scale": "Have more engines, or fewer, while the deployment serves.",
+    "role": "Turn an engine into one of another role.",
     "down": "Drain and stop a deployment.",
     "plan": "Show what `up` would start, and change nothing.",
+    "hosts": "Prepare the hosts of a topology for pdctl's own engine.",
+    "doctor": "Look at every host for what would keep a topology from running.",
     "nics": "Show the RDMA NICs of a host and those nearest to each GPU.",
     "bench": "Measure a running deployment under load.",
     "init": "Write a topology file that fits this machine.",

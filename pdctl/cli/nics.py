@@ -48,14 +48,15 @@ def _probe(path: Path | None, name: str) -> "Inventory":
     from pdctl.deployment.store import state_root
     from pdctl.hosts.open import open_host
     from pdctl.planning.inventory import Inventory
+    from pdctl.planning.probing import topology_host
     from pdctl.topology.loading import load_topology
     from pdctl.validation import nearest
 
-    hosts = {**load_topology(path).hosts}
-    if name not in (LOCAL, *hosts):
-        raise typer.BadParameter(f"--host: unknown host {name!r}, {nearest(name, [LOCAL, *hosts])}")
-    ssh = hosts[name].ssh if name in hosts else None
-    answer = asyncio.run(open_host(name, ssh).probe(state_root(), []))
+    topology = load_topology(path)
+    if name not in (LOCAL, *topology.hosts):
+        raise typer.BadParameter(f"--host: unknown host {name!r}, {nearest(name, [LOCAL, *topology.hosts])}")
+    host = topology_host(topology, name) if name in topology.hosts else open_host(name)
+    answer = asyncio.run(host.probe(state_root(), []))
     return Inventory.model_validate(answer)
 
 

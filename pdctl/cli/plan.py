@@ -16,6 +16,7 @@ def plan(
     topology: Annotated[Path | None, typer.Argument(help="The topology file (default: the embedded one).")] = None,
     name: Annotated[str | None, typer.Option(help="The deployment's name, instead of the topology's.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what differs from what runs under that name.")] = False,
 ) -> None:
     """Show what `up` would start: every process with its command line, environment, ports, GPUs and NICs.
 
@@ -25,6 +26,9 @@ def plan(
     from pdctl.planning.redaction import redact
 
     terminal = Terminal()
+    if diff:
+        _show_difference(topology, name, terminal)
+        return
     made = redact(_make_plan(topology, name, terminal))
     if json:
         terminal.print_json(made.model_dump(mode="json"))
@@ -33,6 +37,15 @@ def plan(
     terminal.print(_table(made))
     for process in made.processes:
         terminal.print(f"\n{process.name}\n  {_command_line(process)}")
+
+
+def _show_difference(path: Path | None, name: str | None, terminal: "Terminal") -> None:
+    import asyncio
+
+    from pdctl.cli.changing import show_difference
+    from pdctl.topology.loading import load_topology
+
+    asyncio.run(show_difference(load_topology(path, name=name), terminal))
 
 
 def _make_plan(path: Path | None, name: str | None, terminal: "Terminal") -> "Plan":

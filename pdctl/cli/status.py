@@ -1,15 +1,20 @@
 """`pdctl status`: what a deployment's processes do, with no launcher needed."""
 
 import asyncio
+from time import monotonic
 from typing import Annotated
 
 import typer
+from rich.console import Console, Group
 from rich.live import Live
 
 from pdctl.cli.running import run_until_interrupted
 from pdctl.cli.terminal import Terminal
+from pdctl.dashboard.history import History, graph_lines
+from pdctl.dashboard.live import LiveDeployment
+from pdctl.dashboard.run import can_draw
 from pdctl.dashboard.status_table import render_status
-from pdctl.deployment.deployment import Deployment
+from pdctl.dashboard.traffic import Traffic
 from pdctl.deployment.models import DeploymentStatus
 from pdctl.deployment.store import Store
 from pdctl.errors import ExitCode
@@ -23,15 +28,15 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
 ) -> None:
     """Show the state and load of a deployment and of each of its processes."""
-    shown = run_until_interrupted(_show(Deployment.attach(Store().choose(name)), json, watch, Terminal()))
+    shown = run_until_interrupted(_show(LiveDeployment(Store().choose(name)), json, watch, Terminal()))
     if not shown and not watch:  # watching ends no other way
         raise typer.Exit(ExitCode.INTERRUPTED)
 
 
-async def _show(deployment: Deployment, json: bool, watch: bool, terminal: Terminal) -> None:
+async def _show(deployment: LiveDeployment, json: bool, watch: bool, terminal: Terminal) -> None:
     try:
-        if watch and terminal.is_interactive and not json:
-            await _show_live(deployment, terminal)
+        if watch and can_draw(terminal.console) and not json:
+            await _show_live(deployment, terminal.console)
         _print(await deployment.status(), json, terminal)
         while watch:
             await asyncio.sleep(INTERVAL_S)
@@ -40,10 +45,15 @@ async def _show(deployment: Deployment, json: bool, watch: bool, terminal: Termi
         await deployment.close()
 
 
-async def _show_live(deployment: Deployment, terminal: Terminal) -> None:
-    with Live(console=terminal.console, auto_refresh=False) as live:
+async def _show_live(deployment: LiveDeployment, console: Console) -> None:
+    traffic, history = Traffic(), History()
+    with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(render_status(await deployment.status(), width=terminal.console.width), refresh=True)
+            status = await deployment.status()
+            traffic.update(status, monotonic())
+            history.add(traffic, monotonic())
+            graphs = graph_lines(history, console.width)
+            live.update(Group(render_status(status, width=console.width), *graphs), refresh=True)
             await asyncio.sleep(INTERVAL_S)
 
 

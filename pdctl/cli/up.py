@@ -1,23 +1,25 @@
 """`pdctl up`: start a deployment; in the foreground, show and hold it until Ctrl-C."""
 
 import asyncio
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
+from pdctl.cli.changing import DrainOption, Wanted, change_to, show_difference
 from pdctl.cli.running import run_until_interrupted
 from pdctl.cli.terminal import Terminal
-from pdctl.dashboard.run import run_dashboard
-from pdctl.deployment.apply import prepare
+from pdctl.dashboard.live import show_deployment
+from pdctl.deployment.apply import Report, prepare
+from pdctl.deployment.changes import DRAIN_S, Limits
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import clear_way, hold, launch
+from pdctl.deployment.port_reservation import PortRaces
 from pdctl.deployment.store import Store
-from pdctl.errors import ExitCode, PlanError
-from pdctl.planning.planner import make_plan, missing_engines
-from pdctl.planning.probing import probe_hosts
-from pdctl.profiles import load_profile
+from pdctl.errors import ExitCode, PdctlError
+from pdctl.planning.topology_plan import plan_topology
 from pdctl.topology.loading import load_topology
 from pdctl.topology.models import Topology
 
@@ -29,36 +31,43 @@ def up(
     timeout: Annotated[
         float | None, typer.Option(min=1, help="Seconds in which it must be ready (default: each step's own limit).")
     ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Change what runs already without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be started or changed.")] = False,
+    drain: DrainOption = DRAIN_S,
 ) -> None:
     """Start a deployment and show its dashboard; Ctrl-C drains and stops everything, a second one kills.
 
-    Without a topology file: one router, one prefill and one decode engine on this machine with a small chat model.
+    Without a topology file: one router, one prefill and one decode engine on this machine with a small chat model. If it
+    runs already, it is changed to what the file says now, while it serves; the difference is shown first.
     """
     terminal = Terminal()
-    launcher = _Launcher(load_topology(topology, name=name), timeout, terminal)
-    if not run_until_interrupted(launcher.run(detach=detach)):
+    launcher = _Launcher(load_topology(topology, name=name), Limits(drain, timeout), terminal)
+    if dry_run:
+        run_until_interrupted(show_difference(launcher.topology, terminal))
+    elif not run_until_interrupted(launcher.run(detach=detach, asks=not yes and sys.stdin.isatty())):
         launcher.say_interrupted()
 
 
 class _Launcher:
     """One `pdctl up`."""
 
-    def __init__(self, topology: Topology, timeout_s: float | None, terminal: Terminal) -> None:
+    def __init__(self, topology: Topology, limits: Limits, terminal: Terminal) -> None:
         self.name = topology.name
+        self.topology = topology
         self._was_ready = False
-        self._topology = topology
         self._store = Store()
         self._folder = self._store.folder(self.name)
-        self._timeout_s = timeout_s
+        self._limits = limits
         self._terminal = terminal
+        self._races = PortRaces()
 
-    async def run(self, *, detach: bool) -> None:
-        """Start it, unless it runs already; in the foreground, return when somebody else has stopped it."""
+    async def run(self, *, detach: bool, asks: bool) -> None:
+        """Start it, or change what runs already; in the foreground, return when somebody else has stopped it."""
         async with AsyncExitStack() as lock:
             await lock.enter_async_context(self._folder.lock(wait_s=0))
             running = await clear_way(self._folder)
             if running is not None:
-                await self._say_already(running)
+                await self._change(running, asks=asks)
                 return
             deployment = await self._prepare()
             try:
@@ -80,19 +89,34 @@ class _Launcher:
             raise typer.Exit(ExitCode.INTERRUPTED)
         self._terminal.success(f"{self.name} is down: nothing of it runs")
 
-    async def _say_already(self, deployment: Deployment) -> None:
-        self._terminal.info(f"{self.name} runs already, at {deployment.state.endpoint}: nothing was changed")
-        await deployment.close()
+    async def _change(self, deployment: Deployment, *, asks: bool) -> None:
+        self._was_ready = True
+        try:
+            wanted = Wanted(self.topology)
+            await change_to(deployment, wanted, self._limits, self._terminal, dry_run=False, asks=asks)
+        finally:
+            await deployment.close()
 
     async def _prepare(self) -> Deployment:
-        profile = load_profile(self._topology.engine)
-        inventories = await probe_hosts(self._topology, profile, self._store.root)
-        for problem in missing_engines(self._topology, profile, inventories):
-            raise PlanError(problem)
-        return prepare(make_plan(self._topology, profile, inventories), self._folder)
+        planned = await plan_topology(self.topology, self._store.root, taken=self._races.taken)
+        return prepare(planned.plan, self._folder, self.topology)
+
+    async def _launch(self, deployment: Deployment, report: Report = lambda text: None) -> None:
+        """Start it; where another process was faster to take a port, with others."""
+        while True:
+            try:
+                await launch(deployment, timeout_s=self._limits.ready_s, report=report)
+                return
+            except PdctlError as error:
+                if not self._races.lost(error, deployment.plan):
+                    raise
+                report(f"{error}: planning again with other ports")
+            again = await self._prepare()
+            deployment.take_plan(again.plan)
+            await again.close()
 
     async def _serve_detached(self, deployment: Deployment) -> None:
-        await launch(deployment, timeout_s=self._timeout_s, report=self._terminal.info)
+        await self._launch(deployment, self._terminal.info)
         endpoint = deployment.state.endpoint
         self._terminal.success(f"{self.name} is ready at {endpoint}")
         body = '{"messages":[{"role":"user","content":"What is the capital of France?"}]}'
@@ -100,7 +124,7 @@ class _Launcher:
 
     async def _serve_in_view(self, deployment: Deployment, lock: AsyncExitStack) -> None:
         """Leaving the view ends the deployment as Ctrl-C does, but is no second Ctrl-C once that has begun."""
-        view = asyncio.create_task(run_dashboard(deployment, self._terminal.console, quit_label="stop and quit"))
+        view = asyncio.create_task(show_deployment(self._folder, self._terminal.console, quit_label="stop and quit"))
         serving = cast("asyncio.Task[None]", asyncio.current_task())
 
         def on_quit(_: object) -> None:
@@ -120,7 +144,7 @@ class _Launcher:
             await asyncio.wait({view})
 
     async def _serve(self, deployment: Deployment, lock: AsyncExitStack) -> None:
-        await launch(deployment, timeout_s=self._timeout_s)
+        await self._launch(deployment)
         self._was_ready = True
         if not self._terminal.is_interactive:
             self._terminal.success(f"{self.name} is ready at {deployment.state.endpoint}")

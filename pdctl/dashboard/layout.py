@@ -2,23 +2,36 @@
 
 from typing import NamedTuple
 
-from rich.cells import cell_len, set_cell_size
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
-from rich.style import Style
+from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pdctl.dashboard.status_table import headline, process_lines
+from pdctl.dashboard.history import graph_lines
+from pdctl.dashboard.lines import process_colour
+from pdctl.dashboard.log_rows import LogRows, cut
+from pdctl.dashboard.notes import Kind, Note
+from pdctl.dashboard.pages import Page
+from pdctl.dashboard.status_table import TableLine, headline, process_table
 from pdctl.dashboard.traffic import Traffic
 from pdctl.dashboard.units import format_bytes, format_count, format_rate
-from pdctl.dashboard.view_state import KEYED_PROCESSES, ViewState
-from pdctl.deployment.models import DeploymentStatus, LogLine
+from pdctl.dashboard.view_state import KEYED_PROCESSES, KEYS, Request, ViewState
+from pdctl.deployment.models import DeploymentStatus
 
-PROCESS_COLOURS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green", "bright_magenta")
 MAX_NOTES = 4
 LOW = 16  # rows; below, logs and notes make place for the processes
-_LOCAL_PREFILL = "prompt tokens itself: their KV did not come from a prefill engine"
-_KEYS = (("1-9", "process"), ("/", "filter"), ("a", "all"), ("p", "pause"))
+GRAPHS_FROM = 20  # rows
+_NOTE_STYLES: dict[Kind, str] = {"error": "bold red", "warning": "bold yellow", "work": "cyan", "success": "green"}
+_QUESTIONS = {
+    "restart": "restart {}? it is stopped and started again",
+    "drain": "drain {}? it gets no new requests",
+    "undrain": "undrain {}? it gets requests again",
+}
+
+
+class Screen(NamedTuple):
+    """What is drawn."""
+
+    content: RenderableType
+    log_rows: int  # how many lines of logs there is room for
 
 
 class _Part(NamedTuple):
@@ -27,53 +40,41 @@ class _Part(NamedTuple):
     rank: int  # where the terminal is low, the parts of the highest rank go first
 
 
-def render(state: ViewState, size: tuple[int, int]) -> RenderableType:
-    """Return the screen for a terminal of ``size`` (columns, rows): never higher, and no line wider."""
+def render(state: ViewState) -> Screen:
+    """Return the screen for a terminal of the state's size: never higher, and no line wider."""
+    width, height = state.size
+    if state.page is not None:
+        return _page_screen(state.page, state.size)
+    last = [_last_line(state, width)] if height >= 10 or state.question or state.entry or state.hint else []
+    above = _fitting(_parts_above(state, width, height), height - len(last)) if height > len(last) else []
+    rows = max(0, height - sum(part.height for part in above) - len(last))
+    logs = [LogRows(state.logs, state.process_names, width, rows)] if rows else []
+    return Screen(Group(*(part.renderable for part in above), *logs, *last), max(1, rows))
+
+
+def _page_screen(page: Page, size: tuple[int, int]) -> Screen:
     width, height = size
-    above = _fitting(_parts_above(state, width, height), height)
-    keys = [_keys_line(state)] if height >= 10 else []
-    rows = height - sum(part.height for part in above) - len(keys)
-    logs = [LogRows(state.last_lines(rows), state.process_names, width, rows)] if rows > 0 else []
-    return Group(*(part.renderable for part in above), *logs, *keys)
-
-
-class LogRows:
-    """Log lines, the latest at the bottom; made of segments because laying out each line as text costs too much."""
-
-    def __init__(self, lines: list[LogLine], names: list[str], width: int, height: int) -> None:
-        self._lines = lines
-        self._names = names
-        self._width, self._height = width, height
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield each line as a coloured prefix and its text, cut to the width; then blank rows."""
-        prefix_width = max(map(len, self._names), default=0)
-        for line in self._lines:
-            style = Style.parse(process_colour(line.process, self._names))
-            prefix, text = f"{line.process:<{prefix_width}} │ ", line.text
-            yield Segment(set_cell_size(prefix, min(self._width, cell_len(prefix))), style)
-            yield Segment(_cut(text, max(0, self._width - cell_len(prefix))))
-            yield Segment.line()
-        for _ in range(self._height - len(self._lines)):
-            yield Segment.line()
-
-
-def process_colour(name: str, names: list[str]) -> str:
-    """Return the colour of a process's log lines."""
-    return PROCESS_COLOURS[names.index(name) % len(PROCESS_COLOURS)] if name in names else "white"
+    rows = page.rows(size)
+    shown = [_line(cut(row, width)) for row in rows]
+    title = _ruled(_line(f"── {page.title} ", "bold"), width)
+    keys = _line("↑ ↓ PgUp PgDn Home End   q back", "dim")
+    blank = [_line("")] * max(0, height - 2 - len(shown))
+    return Screen(Group(*[title, *shown, *blank, keys][:height]), 1)
 
 
 def _parts_above(state: ViewState, width: int, height: int) -> list[_Part]:
     status = state.status
     if status is None:
         return [_Part(_line("waiting for the first status", "dim"), 1, 0)]
-    notes = [_Part(note, 1, 1) for note in _notes(status, state.traffic, height)]
+    notes = [_Part(line, 1, 1) for line in _notes(state, height)]
+    graphs = graph_lines(state.history, width) if height >= GRAPHS_FROM else []
     least_logs = height // 3 if height >= LOW else 2
-    rows = max(1, height - 5 - len(notes) - least_logs)
+    rows = max(1, height - 4 - len(notes) - len(graphs) - least_logs)
     return [
         _Part(headline(status), 1, 0),
         *notes,
         _table(state, status, width, rows),
+        *([_Part(Group(*graphs), len(graphs), 5)] if graphs else []),
         _Part(_totals_line(state.traffic), 1, 3),
         _Part(_rule(state, width), 1, 4),
     ]
@@ -87,32 +88,53 @@ def _fitting(parts: list[_Part], height: int) -> list[_Part]:
     return kept
 
 
-def _notes(status: DeploymentStatus, traffic: Traffic, height: int) -> list[Text]:
-    """Return what the user should not overlook."""
-    texts = [status.reason] if status.reason else []
-    texts += [f"{process.name}: {process.warning}" for process in status.processes if process.warning]
-    texts += [f"{name} computed {format_count(tokens)} {_LOCAL_PREFILL}" for name, tokens in traffic.local_by.items()]
-    return [_line(text, "bold yellow") for text in texts[: MAX_NOTES if height >= LOW else 1]]
+def _notes(state: ViewState, height: int) -> list[Text]:
+    notes, room = state.notes.shown, MAX_NOTES if height >= LOW else 1
+    if len(notes) <= room:
+        return [_note(note, state.notes.now) for note in notes]
+    kept = notes[: max(1, room - 1)]
+    lines = [_note(note, state.notes.now) for note in kept]
+    return lines if room == 1 else [*lines, _line(f"... and {len(notes) - len(kept)} more: e reads them", "dim")]
+
+
+def _note(note: Note, now: float) -> Text:
+    style = _NOTE_STYLES[note.kind]
+    return _line(note.line(now), style.removeprefix("bold ") if note.is_past else style)
 
 
 def _table(state: ViewState, status: DeploymentStatus, width: int, rows: int) -> _Part:
-    processes = status.processes
-    if len(processes) > rows:
-        processes = processes[: max(1, rows - 1)]
-    keys = [Text(" "), *(_key_cell(number, process.name, state) for number, process in enumerate(processes))]
-    table = process_lines(processes, width=width - 2)
-    lines = [_line("").append_text(key).append(" ").append_text(row) for key, row in zip(keys, table, strict=True)]
-    left = len(status.processes) - len(processes)
-    if left:
-        lines.append(_line(f"... and {left} more", "dim"))
+    names = state.process_names
+    header, *body = process_table(status.processes, width=width - 2) or [TableLine(Text())]
+    shown = _around_selected(body, state.selected, rows - 1)
+    left = sum(line.process is not None for line in body) - sum(line.process is not None for line in shown)
+    lines = [_line("  ").append_text(header.text)] if body else []
+    lines += [_marked(line, names, state) for line in shown]
+    lines += [_line(f"... and {left} more", "dim")] if left else []
     return _Part(Group(*lines), len(lines), 2)
 
 
-def _key_cell(number: int, name: str, state: ViewState) -> Text:
-    key = str(number + 1) if number < KEYED_PROCESSES else " "
-    if name in state.hidden:
-        return Text(key, "dim strike")
-    return Text(key, process_colour(name, state.process_names))
+def _around_selected(body: list[TableLine], selected: str | None, rows: int) -> list[TableLine]:
+    """Return the lines that there is room for, the selected one among them, and a row kept for what is left out."""
+    if len(body) <= rows:
+        return body
+    room = max(1, rows - 1)
+    at = next((number for number, line in enumerate(body) if selected is not None and line.process == selected), 0)
+    first = min(max(0, at - room // 2), len(body) - room)
+    return body[first : first + room]
+
+
+def _marked(line: TableLine, names: list[str], state: ViewState) -> Text:
+    """Return a line of the table behind its process's key; the selected process has a mark."""
+    if line.process is None:
+        return _line("").append_text(line.text)
+    number = names.index(line.process) + 1
+    key = str(number) if number <= KEYED_PROCESSES else " "
+    style = "dim strike" if line.process in state.logs.hidden else process_colour(line.process, names)
+    is_selected = line.process == state.selected
+    text = _line("").append(key, style).append(">" if is_selected else " ", "bold").append_text(line.text)
+    if is_selected:
+        text.stylize("bold reverse", 2, 2 + len(line.process))
+    return text
 
 
 def _totals_line(traffic: Traffic) -> Text:
@@ -128,31 +150,54 @@ def _totals_line(traffic: Traffic) -> Text:
 
 
 def _rule(state: ViewState, width: int) -> Text:
+    logs = state.logs
     line = _line("── logs ", "dim")
-    if state.hidden:
-        line.append(f"without {', '.join(sorted(state.hidden))} ", "yellow")
-    if state.typing:
-        line.append(f"/{state.text_filter}█ ", "bold yellow")
-    elif state.text_filter:
-        line.append(f"with “{state.text_filter}” ", "yellow")
-    if state.frozen is not None:
-        line.append(f"paused, {state.unseen} new ", "bold yellow")
-    return line.append("─" * max(0, width - line.cell_len), "dim")
+    if logs.hidden:
+        shown = [name for name in state.process_names if name not in logs.hidden]
+        named = f"of {shown[0]}" if len(shown) == 1 else f"without {', '.join(sorted(logs.hidden))}"
+        line.append(f"{named} ", "yellow")
+    if logs.text_filter:
+        line.append(f"with “{logs.text_filter}” ", "yellow")
+    if logs.search_text:
+        line.append(f"search “{logs.search_text}” {logs.found} ", "yellow")
+    if not logs.follows:
+        line.append(
+            f"{'paused' if logs.is_paused else 'scrolled'}, {logs.below} below, {logs.unseen} new ", "bold yellow"
+        )
+    return _ruled(line, width)
 
 
-def _keys_line(state: ViewState) -> Text:
-    if state.typing:
-        return _line("enter: keep the filter   esc: drop it", "dim")
+def _last_line(state: ViewState, width: int) -> Text:
+    """Return the question, the text that is typed, or the keys."""
+    if state.question is not None:
+        return _question(state.question)
+    if state.entry is not None:
+        return (
+            _line(f"{state.entry.purpose}: ", "bold")
+            .append(f"{state.entry.text}█", "bold yellow")
+            .append("   enter: keep   esc: drop", "dim")
+        )
+    if state.hint:
+        return _line(state.hint, "bold yellow")
+    labels = [(key.name, key.label.format(quit=state.quit_label), key.rank) for key in KEYS if key.label]
+    if state.notes.shown:
+        labels.insert(-1, ("x", "dismiss", 1))
+    while len(labels) > 1 and sum(len(name) + len(label) + 3 for name, label, _ in labels) - 2 > width:
+        labels.remove(max(labels, key=lambda label: label[2]))
     line = _line("")
-    for key, meaning in (*_KEYS, ("q", state.quit_label)):
-        line.append(key, "bold").append(f" {meaning}   ", "dim")
+    for name, label, _ in labels:
+        line.append("  " if line.plain else "").append(name, "bold").append(f" {label}", "dim")
     return line
+
+
+def _question(question: Request) -> Text:
+    text = _QUESTIONS[question.operation].format(question.process)
+    return _line(text, "bold yellow").append("   y: yes   any other key: no", "bold")
+
+
+def _ruled(line: Text, width: int) -> Text:
+    return line.append("─" * max(0, width - line.cell_len), "dim")
 
 
 def _line(text: str, style: str = "") -> Text:
     return Text(text, style, no_wrap=True, overflow="ellipsis")
-
-
-def _cut(text: str, width: int) -> str:
-    text = text[: width + 1]  # no character is narrower than a cell, but for those that combine
-    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + "…" * (width > 0)

@@ -5,18 +5,18 @@ import asyncio
 from rich.console import Console
 from rich.text import Text
 
-from pdctl.dashboard.layout import process_colour
-from pdctl.dashboard.source import Source, read_status, run_until_first, statuses
+from pdctl.dashboard.lines import clean, process_colour
+from pdctl.dashboard.source import Source, log_lines, run_until_first, statuses
 from pdctl.dashboard.status_table import exit_reason, progress_text
-from pdctl.dashboard.view_state import clean
 from pdctl.deployment.models import DeploymentStatus, ProcessStatus
+from pdctl.errors import PdctlError
 
 OWN_PREFIX = "pdctl"
 
 
 async def run_plain(source: Source, console: Console, *, tail: int) -> None:
     """Write log lines and changes of state to ``console`` until cancelled."""
-    view = _PlainView(console, await read_status(source))
+    view = _PlainView(console)
     await run_until_first(view.follow_status(source), view.follow_logs(source, tail))
 
 
@@ -36,38 +36,46 @@ def changes(before: DeploymentStatus | None, after: DeploymentStatus) -> list[st
 class _PlainView:
     """Writes lines; knows the last status."""
 
-    def __init__(self, console: Console, status: DeploymentStatus) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._status = status
-        self._say(changes(None, status))
+        self._status: DeploymentStatus | None = None
+        self._first = asyncio.Event()  # the first status has come: its names make the width of the prefixes
+        self._trouble = ""
 
     async def follow_status(self, source: Source) -> None:
-        async for status in statuses(source):
-            self._say(changes(self._status, status))
-            self._status = status
+        async for status in statuses(source, self._tell):
+            before, self._status, self._trouble = self._status, status, ""
+            self._say(changes(before, status))
+            self._first.set()
 
     async def follow_logs(self, source: Source, tail: int) -> None:
-        async for line in source.logs(follow=True, tail=tail):
+        await self._first.wait()
+        async for line in log_lines(source, tail, self._tell):
             self._write(line.process, clean(line.text))
-        await asyncio.Event().wait()  # the processes' output ended; their states still change
+
+    def _tell(self, trouble: PdctlError) -> None:
+        if str(trouble) != self._trouble:
+            self._trouble = str(trouble)
+            self._say([self._trouble])
 
     def _say(self, lines: list[str]) -> None:
         for line in lines:
             self._write(OWN_PREFIX, line)
 
     def _write(self, prefix: str, text: str) -> None:
-        names = [process.name for process in self._status.processes]
+        names = [process.name for process in self._status.processes] if self._status else []
         width = max(map(len, [OWN_PREFIX, *names]))
+        text = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
         line = Text(f"{prefix:<{width}} | ", process_colour(prefix, names)).append(text, "default")
         self._console.print(line, soft_wrap=True)
 
 
 def _describe(process: ProcessStatus) -> str:
     """Return a process's state, with its progress in steps of a tenth."""
-    if process.state == "exited" and process.exit_code is not None:
-        return f"exited ({exit_reason(process.exit_code)})"
+    if process.state in ("exited", "failed", "restarting") and process.exit_code is not None:
+        return f"{process.state} ({exit_reason(process.exit_code)})"
     if process.state == "ready":
-        return f"ready (pid {process.pid})"
+        return f"ready (pid {process.pid})" + ", draining" * process.draining
     if process.state == "starting" and process.progress is not None:
         done, total = process.progress.done, process.progress.total
         tenths = done * 10 // total if total > 0 else 0

@@ -12,9 +12,11 @@ from rich.live import Live
 
 from pdctl.dashboard.keyboard import key_presses
 from pdctl.dashboard.layout import render
+from pdctl.dashboard.operations import Operations
 from pdctl.dashboard.plain import run_plain
-from pdctl.dashboard.source import Source, run_until_first, statuses
+from pdctl.dashboard.source import Source, log_lines, run_until_first, statuses
 from pdctl.dashboard.view_state import ViewState
+from pdctl.errors import PdctlError
 
 FRAME_INTERVAL_S = 0.25
 LOG_TAIL = 500
@@ -24,7 +26,8 @@ async def run_dashboard(source: Source, console: Console, *, quit_label: str = "
     """Show the deployment until the user presses q, the terminal is gone, or this is cancelled (Ctrl-C).
 
     ``quit_label`` says what the caller makes of q. On a terminal it is a live screen, elsewhere lines (where only
-    cancelling ends it). What ``source`` raises is raised, after the terminal is set back.
+    cancelling ends it). An error of ``source`` that a later look may not have is shown; others are raised, after the
+    terminal is set back.
     """
     if can_draw(console):
         await _Screen(source, console, quit_label).run()
@@ -34,9 +37,9 @@ async def run_dashboard(source: Source, console: Console, *, quit_label: str = "
 
 def can_draw(console: Console) -> bool:
     """Return whether ``console`` is a terminal that a live screen works on, and that is ours to draw on now."""
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not console.is_terminal or console.is_dumb_terminal or not os.environ.get("TERM"):
         return False
-    return not _in_background()
+    return console.encoding.startswith("utf") and not _in_background()
 
 
 class _Screen:
@@ -45,7 +48,8 @@ class _Screen:
     def __init__(self, source: Source, console: Console, quit_label: str) -> None:
         self._source = source
         self._console = console
-        self._state = ViewState(quit_label=quit_label)
+        self._state = ViewState(quit_label=quit_label, size=console.size)
+        self._operations = Operations(source, self._state.notes, self._on_change)
         self._changed = True
         self._pressed = asyncio.Event()
 
@@ -60,7 +64,10 @@ class _Screen:
     async def _show(self) -> None:
         live = Live(console=self._console, screen=True, auto_refresh=False)
         with live, self._keys():
-            await run_until_first(self._follow_status(), self._follow_logs(), self._draw(live))
+            try:
+                await run_until_first(self._follow_status(), self._follow_logs(), self._draw(live))
+            finally:
+                await self._operations.close()
 
     def _keys(self) -> AbstractContextManager[None]:
         if not sys.stdin.isatty():
@@ -69,6 +76,12 @@ class _Screen:
 
     def _press(self, key: str) -> None:
         self._state.press(key)
+        while self._state.requests:
+            self._operations.begin(self._state.requests.pop(0))
+        self._on_change()
+
+    def _on_change(self) -> None:
+        """Draw at once."""
         self._changed = True
         self._pressed.set()
 
@@ -77,24 +90,30 @@ class _Screen:
         self._pressed.set()
 
     async def _follow_status(self) -> None:
-        async for status in statuses(self._source):
+        async for status in statuses(self._source, self._pin):
+            self._state.plan = self._source.plan()
             self._state.set_status(status, monotonic())
             self._changed = True
 
     async def _follow_logs(self) -> None:
-        async for line in self._source.logs(follow=True, tail=LOG_TAIL):
+        async for line in log_lines(self._source, LOG_TAIL, self._pin):
             self._state.add_log(line)
             self._changed = True
-        await asyncio.Event().wait()  # the processes' output ended; their states still change
+
+    def _pin(self, trouble: PdctlError) -> None:
+        self._state.notes.say(f"trouble {type(trouble).__name__}", "error", str(trouble))
+        self._changed = True
 
     async def _draw(self, live: Live) -> None:
         """Draw what changed, at a bounded rate; a key's effect at once."""
-        drawn = None
-        while not self._state.quit:
+        state = self._state
+        while not state.quit:
             size = self._console.size
-            if self._changed or size != drawn:
-                self._changed, drawn = False, size
-                live.update(render(self._state, size), refresh=True)
+            if self._changed or size != state.size:
+                self._changed, state.size = False, size
+                screen = render(state)
+                state.log_rows = screen.log_rows
+                live.update(screen.content, refresh=True)
             self._pressed.clear()
             await self._wait_for_key()
 

@@ -1,12 +1,12 @@
 """The table of a deployment's processes, for `pdctl status` and the dashboard."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pdctl.dashboard.lines import clean
 from pdctl.dashboard.units import format_bytes, format_count, format_duration
 from pdctl.deployment.models import DeploymentStatus, ProcessStatus, Progress
 
@@ -16,9 +16,14 @@ STATE_STYLES = {
     "degraded": "bold yellow",
     "stopping": "yellow",
     "exited": "bold red",
+    "restarting": "bold yellow",
+    "failed": "bold red",
     "down": "bold red",
+    "unreachable": "bold magenta",
     "unknown": "magenta",
 }
+HOST_STYLES = {"reached": "green", "unreachable": "bold magenta", "unknown": "magenta"}
+_HOST = "HOST"  # a column that lines of hosts do without
 _PROGRESS_WIDTH = 10
 _STEP_WIDTH = 30
 
@@ -30,17 +35,20 @@ class _Column(NamedTuple):
     right: bool = False
 
 
-def render_status(status: DeploymentStatus, *, width: int | None = None) -> Table:
+class TableLine(NamedTuple):
+    """One line of the table."""
+
+    text: Text
+    process: str | None = None  # None: the header, or a host
+
+
+def render_status(status: DeploymentStatus, *, width: int | None = None) -> RenderableType:
     """Return the deployment as a table, one row a process; columns that do not fit in ``width`` are left out."""
-    table = process_table(status.processes, width=width)
-    table.title = title = headline(status)
-    table.title_justify = "left"
-    table.min_width = title.cell_len if width is None else min(title.cell_len, width)
     notes = [status.reason] if status.reason else []
     notes += [f"{process.name}: {process.warning}" for process in status.processes if process.warning]
-    table.caption = escape("\n".join(notes)) or None
-    table.caption_justify = "left"
-    return table
+    notes += [f"{process.name}: {clean(process.last_line)}" for process in status.processes if process.last_line]
+    table = process_table(status.processes, width=width)
+    return Group(headline(status), *(line.text for line in table), *(Text(note, "italic") for note in notes))
 
 
 def headline(status: DeploymentStatus) -> Text:
@@ -53,26 +61,31 @@ def headline(status: DeploymentStatus) -> Text:
     return line
 
 
-def process_table(processes: list[ProcessStatus], *, width: int | None = None) -> Table:
-    """Return one row a process."""
-    rows = [[column.cell(process) for column in _COLUMNS] for process in processes]
-    kept = _fitting(rows, width)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
-    for index in kept:
-        table.add_column(_COLUMNS[index].header, justify="right" if _COLUMNS[index].right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(row[index] for index in kept))
-    return table
+def process_table(processes: Sequence[ProcessStatus], *, width: int | None = None) -> list[TableLine]:
+    """Return the header and one row a process; where there are several hosts, each with a line of its own above.
+
+    Made of lines, because drawn several times a second a rich `Table` costs too much.
+    """
+    if not processes:
+        return []
+    groups = by_host(processes)
+    columns = [column for column in _COLUMNS if column.header != _HOST or len(groups) == 1]
+    rows = {process.name: [column.cell(process) for column in columns] for process in processes}
+    kept = _fitting(columns, list(rows.values()), width)
+    lines = [TableLine(_row([Text(column.header, "dim") for column in columns], kept))]
+    for host, members in groups.items():
+        if len(groups) > 1:
+            lines.append(TableLine(_host_line(host, members)))
+        lines += [TableLine(_row(rows[process.name], kept), process.name) for process in members]
+    return lines
 
 
-def process_lines(processes: list[ProcessStatus], *, width: int) -> list[Text]:
-    """Return the same table as lines, the header first: drawn several times a second, a `Table` costs too much."""
-    rows = [[column.cell(process) for column in _COLUMNS] for process in processes]
-    kept = [(_COLUMNS[index].right, _column_width(index, rows), index) for index in _fitting(rows, width)]
-    header = [Text(column.header, "dim") for column in _COLUMNS]
-    return [
-        Text.assemble(*(_aligned(row[index], size, right) for right, size, index in kept)) for row in (header, *rows)
-    ]
+def by_host(processes: Sequence[ProcessStatus]) -> dict[str, list[ProcessStatus]]:
+    """Return the processes by their hosts, both in the given order."""
+    groups: dict[str, list[ProcessStatus]] = {}
+    for process in processes:
+        groups.setdefault(process.host, []).append(process)
+    return groups
 
 
 def progress_text(progress: Progress) -> str:
@@ -87,26 +100,54 @@ def exit_reason(code: int) -> str:
     return f"signal {-code}" if code < 0 else f"code {code}"
 
 
-def _fitting(rows: list[list[Text]], width: int | None) -> list[int]:
-    """Return the indexes of the columns to show."""
-    kept = list(range(len(_COLUMNS)))
+class _Place(NamedTuple):
+    """A column that is shown."""
+
+    number: int
+    width: int
+    right: bool
+
+
+def _fitting(columns: Sequence[_Column], rows: Sequence[Sequence[Text]], width: int | None) -> list[_Place]:
+    """Return the columns to show."""
+    places = [
+        _Place(index, 2 + max([len(column.header), *(row[index].cell_len for row in rows)]), column.right)
+        for index, column in enumerate(columns)
+    ]
     if width is None:
-        return kept
-    widths = [_column_width(index, rows) for index in kept]
-    for index in sorted(kept, key=lambda index: -_COLUMNS[index].rank)[:-1]:
-        if sum(widths[i] for i in kept) <= width:
+        return places
+    for place in sorted(places, key=lambda place: -columns[place.number].rank)[:-1]:
+        if sum(each.width for each in places) <= width:
             break
-        kept.remove(index)
-    return kept
+        places.remove(place)
+    return places
 
 
-def _aligned(cell: Text, width: int, right: bool) -> Text:
-    space = " " * (width - 2 - cell.cell_len)
-    return Text.assemble(space, cell, "  ") if right else Text.assemble(cell, space, "  ")
+def _row(cells: Sequence[Text], places: Sequence[_Place]) -> Text:
+    row = Text.assemble(*(_aligned(cells[place.number], place) for place in places))
+    row.no_wrap, row.overflow = True, "ellipsis"
+    return row
 
 
-def _column_width(index: int, rows: list[list[Text]]) -> int:
-    return 2 + max([len(_COLUMNS[index].header), *(row[index].cell_len for row in rows)])
+def _aligned(cell: Text, place: _Place) -> Text:
+    space = " " * (place.width - 2 - cell.cell_len)
+    return Text.assemble(space, cell, "  ") if place.right else Text.assemble(cell, space, "  ")
+
+
+def _host_line(host: str, processes: Sequence[ProcessStatus]) -> Text:
+    state = _host_state(processes)
+    line = Text(no_wrap=True, overflow="ellipsis").append(host, "bold underline").append("  ")
+    line.append(state, HOST_STYLES[state]).append(f"  {len(processes)} process{'es' * (len(processes) != 1)}")
+    if state == "reached":
+        cpu = sum(process.cpu_percent for process in processes)
+        memory = sum(process.memory_bytes for process in processes)
+        line.append(f"  CPU {cpu:.0f}%  MEM {format_bytes(memory)}")
+    return line
+
+
+def _host_state(processes: Sequence[ProcessStatus]) -> str:
+    states = {process.state for process in processes}
+    return "unreachable" if states == {"unreachable"} else "unknown" if states == {"unknown"} else "reached"
 
 
 def _state(process: ProcessStatus) -> Text:
@@ -115,8 +156,12 @@ def _state(process: ProcessStatus) -> Text:
         label = Text(progress_text(process.progress), "yellow")
         label.truncate(_STEP_WIDTH, overflow="ellipsis")
         return _progress_bar(process.progress).append(" ").append_text(label)
-    if process.state == "exited" and process.exit_code is not None:
+    if process.state == "restarting" and process.restart_in_s is not None:
+        return text.append(f" in {process.restart_in_s:.0f}s")
+    if process.state in ("exited", "failed") and process.exit_code is not None:
         return text.append(f" ({exit_reason(process.exit_code)})")
+    if process.state == "ready" and process.draining:
+        return text.append(", draining", "yellow")
     return text
 
 
@@ -153,7 +198,7 @@ def _restarts(process: ProcessStatus) -> Text:
 _COLUMNS = (
     _Column("PROCESS", lambda process: Text(process.name), 0),
     _Column("ROLE", lambda process: Text(process.role), 8),
-    _Column("HOST", lambda process: Text(process.host), 7),
+    _Column(_HOST, lambda process: Text(process.host), 7),
     _Column("PID", lambda process: _number(process.pid), 6, right=True),
     _Column("PORT", lambda process: _number(process.port), 5, right=True),
     _Column("STATE", _state, 1),

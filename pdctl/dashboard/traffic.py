@@ -51,15 +51,31 @@ class CounterSum:
 
 
 @dataclass
+class Mean:
+    """The mean of what several processes measured of late, from their sums and counts."""
+
+    sums: CounterSum = field(default_factory=CounterSum)
+    counts: CounterSum = field(default_factory=CounterSum)
+
+    @property
+    def value(self) -> float | None:
+        """Over the last WINDOW_S; None where nothing was measured."""
+        return self.sums.rate / self.counts.rate if self.counts.rate > 0 else None
+
+
+@dataclass
 class Traffic:
-    """The counters that the dashboard shows."""
+    """The figures that the dashboard shows of a whole deployment."""
 
     requests: CounterSum = field(default_factory=CounterSum)
     generated_tokens: CounterSum = field(default_factory=CounterSum)
     kv_bytes: CounterSum = field(default_factory=CounterSum)
     transferred_tokens: CounterSum = field(default_factory=CounterSum)  # prompt tokens, into decode engines
     local_tokens: CounterSum = field(default_factory=CounterSum)  # prompt tokens that decode engines computed
-    local_by: dict[str, float] = field(default_factory=dict)  # the same, by engine: where prefill was not used
+    ttft: Mean = field(default_factory=Mean)  # seconds, as the router's clients see it where the router tells
+    tpot: Mean = field(default_factory=Mean)  # seconds
+    waiting: float = 0.0  # requests, at the router and at engines
+    _routers_time: bool = False  # a router has told how long first tokens take
 
     def update(self, status: DeploymentStatus, now: float) -> None:
         """Take the counters of ``status``, which was true at the time ``now``."""
@@ -70,7 +86,13 @@ class Traffic:
         self.kv_bytes.update(((p.name, p.load.transferred_bytes) for p in decodes), now)
         self.transferred_tokens.update(((p.name, p.load.transferred_tokens) for p in decodes), now)
         self.local_tokens.update(((p.name, p.load.locally_computed_tokens) for p in decodes), now)
-        self.local_by = {p.name: p.load.locally_computed_tokens for p in decodes if p.load.locally_computed_tokens}
+        self._routers_time |= any(p.load.ttft_count is not None for p in routers)
+        timers = routers if self._routers_time else generators
+        self.ttft.sums.update(((p.name, p.load.ttft_seconds) for p in timers), now)
+        self.ttft.counts.update(((p.name, p.load.ttft_count) for p in timers), now)
+        self.tpot.sums.update(((p.name, p.load.tpot_seconds) for p in generators), now)
+        self.tpot.counts.update(((p.name, p.load.tpot_count) for p in generators), now)
+        self.waiting = sum(p.load.waiting or 0 for p in status.processes)
 
 
 def _with_role(status: DeploymentStatus, role: str) -> list[ProcessStatus]:

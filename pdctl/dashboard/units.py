@@ -27,6 +27,13 @@ def format_rate(rate: float) -> str:
     return f"{rate:.1f}" if rate < 99.95 else format_count(rate)
 
 
+def format_latency(seconds: float) -> str:
+    """Return a short time with three digits: ``8.43 ms``, ``123 ms``, ``1.25 s``."""
+    if seconds < 0.9995:
+        return _three_digits(1000 * seconds) + " ms"
+    return _three_digits(seconds) + " s"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration in its two largest units: ``42s``, ``3m05s``, ``2h10m``, ``4d03h``."""
     whole = max(0, int(seconds))
@@ -37,3 +44,7 @@ def format_duration(seconds: float) -> str:
     if whole < _DAY:
         return f"{whole // _HOUR}h{whole % _HOUR // _MINUTE:02d}m"
     return f"{whole // _DAY}d{whole % _DAY // _HOUR:02d}h"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"

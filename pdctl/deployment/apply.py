@@ -6,15 +6,20 @@ from contextlib import suppress
 from time import monotonic, time
 
 from pdctl.deployment.deployment import Deployment
-from pdctl.deployment.process_start import ProcessStarter
+from pdctl.deployment.port_reservation import reserve_ports
+from pdctl.deployment.process_start import ProcessStarter, at_port
+from pdctl.deployment.secrets import read_secrets
 from pdctl.deployment.serving_engines import wait_known
 from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.store import DeploymentFolder, ProcessId, State, new_run_id
+from pdctl.deployment.together import together
 from pdctl.deployment.troubles import TAIL, advice
 from pdctl.deployment.verify import Pair, pairs, verify
 from pdctl.deployment.watch import ProcessWatch
 from pdctl.errors import PdctlError, ProcessDiedError, StepTimeoutError, VerifyError
+from pdctl.hosts.client import AgentCallError
 from pdctl.planning.plan import Plan, ProcessPlan
+from pdctl.topology.models import Topology
 
 DEATH_S = 5.0  # for a process to end that has answered with an error
 LOG_LINES = 20  # of each process that was awaited in vain
@@ -22,10 +27,11 @@ LOG_LINES = 20  # of each process that was awaited in vain
 Report = Callable[[str], None]
 
 
-def prepare(plan: Plan, folder: DeploymentFolder) -> Deployment:
+def prepare(plan: Plan, folder: DeploymentFolder, topology: Topology | None = None) -> Deployment:
     """Record the start of a deployment. The caller holds the folder's lock until `apply` has ended."""
     folder.create_token()
     folder.write_plan(plan)
+    folder.write_topology(topology)
     state = State(run_id=new_run_id(), phase="starting", owner=ProcessId.own(), started=time())
     folder.write_state(state)
     return Deployment(folder, plan)
@@ -65,8 +71,10 @@ class Start:
 
     async def all(self) -> None:
         """Agents, router, engines, then a request through every pair."""
-        for name, host in self._deployment.hosts.items():
-            await host.start_agent(self._deployment.folder.agent_folder(name), self._deployment.state.run_id)
+        for process in self._plan.processes:
+            read_secrets(process)  # before anything is started: one may be missing
+        await self._deployment.start_agents()
+        await reserve_ports(self._deployment, self._plan)
         async with self._watch:
             await self._watch.unless_one_dies(self._steps())
 
@@ -74,6 +82,19 @@ class Start:
         """Start the processes that have ended, then send a request through every pair that they are of."""
         async with self._watch:
             await self._watch.unless_one_dies(self._steps_again())
+
+    async def unverified(self) -> None:
+        """Start the processes that have ended, and wait until they are ready: the router need not know of them yet."""
+        async with self._watch:
+            await self._watch.unless_one_dies(self._steps_unverified())
+
+    async def in_haste(self) -> None:
+        """Start the processes that do not live, and wait for nothing: their agents look after them."""
+        async with self._watch:
+            for process in map(self._where_it_was, self._again):
+                with suppress(AgentCallError):  # it lives
+                    await self._starter.start(process, self._router_address())
+                    await self._starter.supervise(process)
 
     async def _within(self, steps: Coroutine[object, object, None], timeout_s: float | None) -> None:
         try:
@@ -95,17 +116,24 @@ class Start:
         endpoint = self._starter.url(router)
         known = await wait_known(self._plan, self._starter, endpoint, self._report)
         await self._verify(list(pairs(known)), endpoint)
+        await self._supervise(self._plan.processes)
         self._write_state(phase="verified")
 
     async def _steps_again(self) -> None:
         for process in self._again:
-            await self._starter.start(process, self._router_address())
+            await self._starter.start(self._where_it_was(process), self._router_address())
         await self._starter.wait_all(self._again, self._report)
         endpoint = self._starter.url(self._plan.router)
         self._write_state(endpoint=endpoint)
-        engines = await wait_known(self._plan, self._starter, endpoint, self._report)
+        engines = await wait_known(self._without_absent(), self._starter, endpoint, self._report)
         names = {process.head or process.name for process in self._again}
         await self._verify([pair for pair in pairs(engines) if names & {"router", *pair.processes}], endpoint)
+        await self._supervise(self._again)
+
+    async def _steps_unverified(self) -> None:
+        for process in self._again:
+            await self._starter.start(process, self._router_address())
+        await self._starter.wait_all(self._again, self._report)
 
     async def _start_router(self) -> None:
         router = self._plan.router
@@ -114,6 +142,22 @@ class Start:
         endpoint = self._starter.url(router)
         self._write_state(endpoint=endpoint)
         self._report(f"router listens at {endpoint}")
+
+    async def _supervise(self, processes: Sequence[ProcessPlan]) -> None:
+        """From here on their agents restart them."""
+        await together(self._starter.supervise(process) for process in processes)
+
+    def _where_it_was(self, process: ProcessPlan) -> ProcessPlan:
+        endpoint = self._deployment.state.endpoint
+        if process.role != "router" or endpoint is None:
+            return process
+        return at_port(process, int(endpoint.rpartition(":")[2]))
+
+    def _without_absent(self) -> Plan:
+        """The plan without the engines that do not serve now: no request can go through them."""
+        again, snapshots = {process.name for process in self._again}, self._watch.snapshots
+        engines = [one for one in self._plan.engines if one.name in again or snapshots[one.name].state == "ready"]
+        return self._plan.model_copy(update={"engines": tuple(engines)})
 
     def _router_address(self) -> str:
         """Empty before it has started: engines that start before the router know nothing of it."""
@@ -125,7 +169,7 @@ class Start:
         self._starter.awaited = [process.name for process in self._plan.processes]
         token = self._deployment.folder.read_token() if self._plan.has_own_router else None
         try:
-            await verify(self._deployment.http, endpoint, token, asked, self._plan.warm_up)
+            await verify(self._deployment.http(self._plan.router.host), endpoint, token, asked, self._plan.warm_up)
         except VerifyError as error:
             self._starter.awaited = [self._plan.router.name, *error.processes]
             await self._expect_a_death(error)

@@ -1,8 +1,11 @@
 """A deployment as others see it: its state and its logs, whoever started it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 from typing import Self
 
 import httpx
@@ -10,18 +13,21 @@ import httpx
 from pdctl.deployment.follow import HostLogs, merged
 from pdctl.deployment.load import scrape
 from pdctl.deployment.models import DeploymentStatus, Load, LogLine
+from pdctl.deployment.remote_http import AgentTransport
 from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.status import Findings, make_status, port_of
 from pdctl.deployment.store import DeploymentFolder, State
-from pdctl.errors import NotFoundError
+from pdctl.deployment.together import together
+from pdctl.errors import HostUnreachableError, NotFoundError, StateError, StepTimeoutError
 from pdctl.hosts.client import AgentClient, AgentGoneError
 from pdctl.hosts.host import Host
 from pdctl.hosts.open import open_host
-from pdctl.planning.plan import Plan, ProcessPlan
+from pdctl.planning.plan import HostPlan, Plan, ProcessPlan
 
 DEFAULT_TAIL = 100
+TOKEN = "token"  # what the agents call the deployment's token among their secrets
 HEALTH_TIMEOUT_S = 2.0
-LIST_TIMEOUT_S = 5.0
+LIST_TIMEOUT_S = 4.0
 SWEEP_WAIT_S = 3.0  # for a guardian that is ending what its dead agent left
 
 
@@ -32,11 +38,12 @@ class Deployment:
         self.folder = folder
         self.plan = plan
         self.name = plan.name
-        used = {process.host for process in plan.processes}
-        self.hosts: dict[str, Host] = {name: open_host(name, plan.hosts[name].ssh) for name in sorted(used)}
-        self.http = httpx.AsyncClient(trust_env=False)  # a proxy must not come between us and our own processes
+        self.hosts: dict[str, Host] = {name: _open(host) for name, host in sorted(plan.hosts.items())}
+        self._http: dict[str, httpx.AsyncClient] = {}
         self._clients: dict[str, AgentClient] = {}
+        self._connecting: dict[str, asyncio.Lock] = {}
         self._ended: set[str] = set()  # hosts whose agent has ended and left nothing
+        self._unreachable: set[str] = set()  # hosts that the last look did not reach
         self._left: dict[str, list[str]] = {}  # by host whose agent has ended: what could not be ended with it
 
     @classmethod
@@ -45,7 +52,18 @@ class Deployment:
         state, plan = folder.read_state(), folder.read_plan()
         if state is None or plan is None:
             raise NotFoundError(f"there is no deployment {folder.name!r}: start one with `pdctl up`")
+        local = any(host.ssh is None for host in plan.hosts.values())
+        if local and state.phase != "down" and state.machine != socket.gethostname():
+            raise StateError(
+                f"deployment {folder.name!r} runs on the machine {state.machine}, with which this one shares"
+                f" {folder.path.parent}: use it from there, or choose another folder with PDCTL_STATE_DIR"
+            )
         return cls(folder, plan)
+
+    def take_plan(self, plan: Plan) -> None:
+        """Go by another plan of the same run."""
+        self.plan = plan
+        self.hosts = {name: self.hosts.get(name) or _open(host) for name, host in sorted(plan.hosts.items())}
 
     @property
     def state(self) -> State:
@@ -61,16 +79,20 @@ class Deployment:
         if state.phase == "down":
             return make_status(self.plan, state, Findings(False, (), (), {}, {}, None))
         owner_lives = state.phase != "verified" and state.owner.is_alive()
+        self._unreachable.clear()
         answers = await asyncio.gather(*(self._snapshots(name, state, owner_lives) for name in self.hosts))
         missing = [name for name, answer in zip(self.hosts, answers, strict=True) if answer is None]
         left = [f"{process} on host {name}" for name in missing for process in self._left.get(name, ())]
         gone = [name for name in missing if name in self._ended or self._left.get(name)]
-        silent = [name for name in missing if name not in gone]
+        silent = [name for name in missing if name not in gone and name not in self._unreachable]
+        unreachable = sorted(self._unreachable)
         snapshots = {snapshot.name: snapshot for answer in answers for snapshot in answer or ()}
         loads = await asyncio.gather(*(self._load(process, snapshots) for process in self.plan.processes))
         by_process = {process.name: load for process, load in zip(self.plan.processes, loads, strict=True)}
         problem = await self._router_problem(state.endpoint)
-        return make_status(self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem, left))
+        return make_status(
+            self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem, left, unreachable)
+        )
 
     async def logs(
         self, processes: Sequence[str] = (), *, tail: int = DEFAULT_TAIL, follow: bool = False
@@ -82,7 +104,7 @@ class Deployment:
         self._check_names(processes)
         since = self.state.started
         sources = [
-            HostLogs(host, self.folder.agent_folder(name), names, tail, self._is_starting)
+            HostLogs(host, self.agent_folder(name), names, tail, self._is_starting)
             for name, host in self.hosts.items()
             if (names := [p.name for p in self.plan.processes if p.host == name and p.name in (processes or [p.name])])
         ]
@@ -98,17 +120,61 @@ class Deployment:
 
     async def client(self, host: str) -> AgentClient:
         """The connection to a host's agent; raises AgentGoneError when none runs."""
-        client = self._clients.get(host)
-        if client is None or client.is_closed:
-            self._clients[host] = client = await self.hosts[host].connect(self.folder.agent_folder(host))
+        async with self._connecting.setdefault(host, asyncio.Lock()):
+            client = self._clients.get(host)
+            if client is None or client.is_closed:
+                if client is not None:
+                    await client.close()
+                self._clients[host] = client = await self.connect(host)
         return client
+
+    async def start_agents(self, hosts: Collection[str] | None = None) -> None:
+        """Start an agent on each host (None: on all), and give it what it needs to start processes."""
+
+        async def start(name: str) -> None:
+            await self.hosts[name].start_agent(self.agent_folder(name), self.agent_run(name))
+            client = await self.client(name)
+            await client.call("keep", name=TOKEN, text=self.folder.read_token())
+
+        await together(start(name) for name in (self.hosts if hosts is None else hosts))
+
+    async def connect_all(self) -> list[AgentClient]:
+        """A connection of the caller's own to each host's agent."""
+        clients = await asyncio.gather(*(self.connect(name) for name in self.hosts), return_exceptions=True)
+        failed = [client for client in clients if isinstance(client, BaseException)]
+        opened = [client for client in clients if not isinstance(client, BaseException)]
+        if failed:
+            await asyncio.gather(*(client.close() for client in opened))
+            raise failed[0]
+        return opened
+
+    async def connect(self, host: str) -> AgentClient:
+        """A connection of the caller's own to a host's agent."""
+        return await self.hosts[host].connect(self.agent_folder(host))
+
+    def agent_folder(self, host: str) -> Path:
+        """The folder of a host's agent, there."""
+        return self.hosts[host].folder_of(self.folder.path)
+
+    def agent_run(self, host: str) -> str:
+        """The tag of a host's processes: two hosts may turn out to be one machine."""
+        return f"{self.state.run_id}-{host}"
+
+    def http(self, host: str) -> httpx.AsyncClient:
+        """What sends requests to the processes of a host: from there, as their addresses need not reach us here."""
+        if host not in self._http:
+            remote = self.plan.hosts[host].ssh is not None
+            transport = AgentTransport(partial(self.client, host)) if remote else None
+            # A proxy must not come between us and our own processes.
+            self._http[host] = httpx.AsyncClient(trust_env=False, transport=transport)
+        return self._http[host]
 
     async def close(self) -> None:
         """Close the connections; the deployment goes on."""
         clients, self._clients = self._clients, {}
-        for client in clients.values():
-            await client.close()
-        await self.http.aclose()
+        senders, self._http = self._http, {}
+        await asyncio.gather(*(sender.aclose() for sender in senders.values()))
+        await asyncio.gather(*(client.close() for client in clients.values()))
 
     def url(self, process: ProcessPlan, snapshot: Snapshot, purpose: str) -> str | None:
         """The URL of a process's port, once it is known."""
@@ -128,23 +194,34 @@ class Deployment:
     async def _snapshots(self, host: str, state: State, owner_lives: bool) -> list[Snapshot] | None:
         """None when the host's agent is gone; then nothing of the run may be left there."""
         try:
-            client = await self.client(host)
-            answers = await client.call("list", timeout_s=LIST_TIMEOUT_S)
+            async with asyncio.timeout(LIST_TIMEOUT_S):
+                client = await self.client(host)
+                answers = await client.call("list")
             return [Snapshot.model_validate(answer) for answer in answers]
-        except AgentGoneError:
+        except HostUnreachableError:
+            self._unreachable.add(host)
+        except (AgentGoneError, TimeoutError):
             if not owner_lives and host not in self._ended:
-                folder = self.folder.agent_folder(host)
-                sweep = await self.hosts[host].sweep(folder, state.run_id, SWEEP_WAIT_S, force=False)
-                self._left[host] = sweep.left
-                self._ended |= set() if sweep.agent_lives or sweep.left else {host}
-            return None
+                await self._look_for_rest(host)
+        return None
+
+    async def _look_for_rest(self, host: str) -> None:
+        """Of an agent that does not answer: nothing may be left if it is dead."""
+        try:
+            folder, run = self.agent_folder(host), self.agent_run(host)
+            sweep = await self.hosts[host].sweep(folder, run, SWEEP_WAIT_S, force=False)
+        except (HostUnreachableError, StepTimeoutError):
+            self._unreachable.add(host)
+            return
+        self._left[host] = sweep.left
+        self._ended |= set() if sweep.agent_lives or sweep.left else {host}
 
     async def _load(self, process: ProcessPlan, snapshots: dict[str, Snapshot]) -> Load:
         snapshot = snapshots.get(process.name)
-        if snapshot is None or snapshot.has_exited or not process.metrics:
+        if snapshot is None or not snapshot.lives or not process.metrics:
             return Load()
         url = self.url(process, snapshot, "metrics") or self.url(process, snapshot, "api")
-        return await scrape(self.http, f"{url}/metrics", process.metrics) if url else Load()
+        return await scrape(self.http(process.host), f"{url}/metrics", process.metrics) if url else Load()
 
     async def _router_problem(self, endpoint: str | None) -> str | None:
         if endpoint is None:
@@ -152,9 +229,13 @@ class Deployment:
         path = self.plan.router.readiness.path
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                answer = await self.http.get(endpoint + path)
+                answer = await self.http(self.plan.router.host).get(endpoint + path)
         except (httpx.HTTPError, TimeoutError) as error:
             return f"the router's {path} does not answer: {type(error).__name__}"
         if answer.status_code == httpx.codes.OK:
             return None
         return f"the router's {path} answers {answer.status_code}: {' '.join(answer.text.split())[:200]}"
+
+
+def _open(host: HostPlan) -> Host:
+    return open_host(host.name, host.ssh, python=host.python, accept_new=host.accept_new)

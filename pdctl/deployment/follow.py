@@ -4,16 +4,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from time import time
 from typing import Any
 
 from pdctl.deployment.models import LogLine
+from pdctl.errors import HostUnreachableError
 from pdctl.hosts.client import AgentClient, AgentGoneError
-from pdctl.hosts.host import Host
+from pdctl.hosts.host import Host, RecordedLine
 
 AGENT_POLL_S = 0.2
+RECONNECT_S = 2.0
 _MAX_MERGED = 1000  # lines taken from the agents and not yet by the reader
 
-LOST = "pdctl"  # whose line it is that tells of lost ones
+NOTE = "pdctl"  # whose line it is that tells of lost ones, or of a host that is not reached
 
 Lines = AsyncGenerator[LogLine, None]
 
@@ -30,27 +33,53 @@ class HostLogs:
         self._tail = tail
         self._is_starting = is_starting
         self._client: AgentClient | None = None
+        self._is_lost = False  # it was to be followed, and could not be reached
         self._seen: dict[str, float] = {}  # time of the last line given out, by process
 
     async def recorded(self, *, follow: bool, since: float) -> list[LogLine]:
         """The last lines, none older than ``since``. To follow, subscribe first: no line may fall in between."""
-        if follow:
-            await self._subscribe()
-        rows = await self._host.read_logs(self._folder, self._processes, self._tail)
+        try:
+            if follow:
+                await self._subscribe()
+            rows = await self._host.read_logs(self._folder, self._processes, self._tail)
+        except HostUnreachableError as error:
+            self._is_lost = follow
+            return [LogLine(process=NOTE, time=time(), text=str(error))]
         return [self._take(row.process, row.time, row.text) for row in rows if row.time >= since]
 
     async def new_lines(self) -> Lines:
-        """Lines written after those recorded, until the agent ends."""
-        if self._client is None:
-            return
-        try:
-            while True:
-                event = await self._client.next_event()
-                if event["event"] == "logs":
-                    for line in self._unseen(event):
-                        yield line
-        except AgentGoneError:
-            return
+        """Lines written after those recorded, until the agent ends. What carries them may break meanwhile."""
+        if self._is_lost:
+            for line in await self._missed():
+                yield line
+        while self._client is not None:
+            try:
+                async for line in self._lines_of(self._client):
+                    yield line
+            except AgentGoneError:
+                for line in await self._missed():
+                    yield line
+
+    async def _lines_of(self, client: AgentClient) -> Lines:
+        while True:
+            event = await client.next_event()
+            if event["event"] == "logs":
+                for line in self._unseen(event):
+                    yield line
+
+    async def _missed(self) -> list[LogLine]:
+        """Subscribe again, if the agent lives; what was written meanwhile."""
+        await self.close()
+        self._client = None
+        while True:
+            try:
+                await self._subscribe()
+                if self._client is None:
+                    return []
+                rows = await self._host.read_logs(self._folder, self._processes, self._tail)
+                return self._new(rows)
+            except HostUnreachableError:
+                await asyncio.sleep(RECONNECT_S)  # nothing tells when a way is open again
 
     async def close(self) -> None:
         """Close the subscription."""
@@ -69,12 +98,15 @@ class HostLogs:
             await asyncio.sleep(AGENT_POLL_S)  # an agent that starts announces itself by listening
 
     def _unseen(self, event: dict[str, Any]) -> list[LogLine]:
-        rows = [row for row in event["lines"] if row[1] > self._seen.get(row[0], 0.0)]
-        lines = [self._take(process, time, text) for process, time, text in rows]
+        lines = self._new([RecordedLine(*row) for row in event["lines"]])
         if event["lost"]:
-            time = lines[-1].time if lines else 0.0
-            lines.append(LogLine(process=LOST, time=time, text=f"{event['lost']} lines came too fast to be shown"))
+            last = lines[-1].time if lines else 0.0
+            lines.append(LogLine(process=NOTE, time=last, text=f"{event['lost']} lines came too fast to be shown"))
         return lines
+
+    def _new(self, rows: Sequence[RecordedLine]) -> list[LogLine]:
+        unseen = [row for row in rows if row.time > self._seen.get(row.process, 0.0)]
+        return [self._take(row.process, row.time, row.text) for row in unseen]
 
     def _take(self, process: str, time: float, text: str) -> LogLine:
         self._seen[process] = time

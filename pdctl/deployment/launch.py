@@ -1,22 +1,23 @@
 """Starting a deployment so that it is either ready or gone, and holding it while its launcher is in the foreground."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 from pdctl.deployment.apply import apply
 from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.service import end_of_service
 from pdctl.deployment.store import DeploymentFolder
-from pdctl.deployment.teardown import teardown
+from pdctl.deployment.teardown import stop_changing, teardown
+from pdctl.deployment.uninterrupted import to_its_end
 from pdctl.deployment.watch import ProcessWatch
-from pdctl.errors import DegradedError, PdctlError
+from pdctl.errors import DegradedError, PdctlError, ProcessDiedError
+from pdctl.hosts.client import AgentGoneError
 
-LOCK_WAIT_S = 60.0
+LOCK_WAIT_S = 120.0  # for another pdctl, which may have to undo a change
+_POLL_S = 0.2
 
 Report = Callable[[str], None]
-Result = TypeVar("Result")
 
 
 async def clear_way(folder: DeploymentFolder) -> Deployment | None:
@@ -29,8 +30,8 @@ async def clear_way(folder: DeploymentFolder) -> Deployment | None:
         return None
     deployment = Deployment.attach(folder)
     status = await deployment.status()
-    if status.state == "ready":
-        return deployment
+    if status.state == "ready" or (state.phase == "changing" and status.state != "down"):
+        return deployment  # an interrupted change is for the next one to finish
     try:
         if status.state != "down":
             raise DegradedError(
@@ -48,31 +49,44 @@ async def launch(deployment: Deployment, *, timeout_s: float | None = None, repo
     try:
         await apply(deployment, timeout_s=timeout_s, report=report)
     except BaseException as error:
-        await _to_its_end(partial(_undo, deployment, error, report))
+        await to_its_end(partial(_undo, deployment, error, report))
         raise
 
 
 async def hold(deployment: Deployment, *, report: Report = lambda text: None) -> None:
-    """Return when somebody else stops the deployment; stop it, and raise, on a process's death and when cancelled."""
+    """Return when somebody else stops the deployment; stop it, and raise, when cancelled and when it is lost.
+
+    Lost: an agent has ended, or of a role no process is left that its agent restarts. A host that cannot be reached is
+    waited for.
+    """
     run_id = deployment.state.run_id
     try:
-        async with ProcessWatch(deployment) as watch:
-            await watch.until_one_dies()
+        await _until_lost(deployment)
     except BaseException as error:
-        if await _to_its_end(partial(_undo_own, deployment, run_id, error, report)):
+        if await to_its_end(partial(_undo_own, deployment, run_id, error, report)):
             raise
 
 
-async def _to_its_end(work: Callable[[asyncio.Event], Coroutine[object, object, Result]]) -> Result:
-    """The result of ``work(hurry)``: cancelling the caller does not stop it, but sets ``hurry``."""
-    hurry = asyncio.Event()
-    task = asyncio.create_task(work(hurry))
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait({task})
-            break
-        hurry.set()
-    return task.result()
+async def _until_lost(deployment: Deployment) -> None:
+    """Wait for an end that matters. What another pdctl changes it goes along with."""
+    while True:
+        try:
+            async with ProcessWatch(deployment, ends=end_of_service(deployment.plan), patience_s=None) as watch:
+                await watch.until_one_dies()
+        except (AgentGoneError, ProcessDiedError):
+            if not await _was_changed(deployment):
+                raise
+
+
+async def _was_changed(deployment: Deployment) -> bool:
+    """Whether there is another plan than the one that was gone by; that is taken then."""
+    while (state := deployment.state).phase == "changing" and state.owner.is_alive():  # noqa: ASYNC110 nobody tells
+        await asyncio.sleep(_POLL_S)
+    plan = deployment.folder.read_plan()
+    if plan is None or plan == deployment.plan:
+        return False
+    deployment.take_plan(plan)
+    return True
 
 
 async def _undo_own(
@@ -81,9 +95,11 @@ async def _undo_own(
     """Tear down the run, unless another pdctl has done so or is at it; whether that was done here."""
     if not _is_held(deployment, run_id):
         return False
+    stop_changing(deployment.state)
     async with deployment.folder.lock(LOCK_WAIT_S):
         if not _is_held(deployment, run_id):
             return False
+        deployment.take_plan(deployment.folder.read_plan() or deployment.plan)
         await _undo(deployment, error, report, hurry)
     return True
 

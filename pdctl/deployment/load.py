@@ -14,6 +14,7 @@ _SAMPLE = re.compile(
     r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+([-+]?(?:Inf|[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?))(?:\s+-?[0-9]+)?\s*$"
 )
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_LISTS = {"transports": "transport", "draining": "instance"}  # names of which a label's values are wanted
 
 
 class Sample(NamedTuple):
@@ -58,7 +59,8 @@ def values_of(samples: list[Sample], selector: str, label: str) -> list[str]:
 
 
 def _figure(name: str, samples: list[Sample], selector: str) -> float | list[str] | None:
-    return values_of(samples, selector, "transport") if name == "transports" else select(samples, selector)
+    label = _LISTS.get(name)
+    return values_of(samples, selector, label) if label else select(samples, selector)
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from pdctl.planning.plan import Role
 
 DeploymentState = Literal["starting", "ready", "degraded", "down"]
-ProcessState = Literal["starting", "ready", "stopping", "exited", "unknown"]
+ProcessState = Literal["starting", "ready", "stopping", "exited", "restarting", "failed", "unreachable", "unknown"]
 
 
 class Progress(BaseModel):
@@ -31,6 +31,11 @@ class Load(BaseModel):
     transferred_bytes: float | None = None  # KV bytes received, since start
     transports: list[str] = []  # by which KV comes or goes now: ipc, rdma, tcp
     requests: float | None = None  # requests finished, since start (router)
+    ttft_seconds: float | None = None  # of all requests together, since start: time to their first token
+    ttft_count: float | None = None  # the requests that these are of
+    tpot_seconds: float | None = None  # of all tokens but the first ones together, since start
+    tpot_count: float | None = None  # the tokens that these are of
+    draining: list[str] = []  # addresses of the engines that are given no new requests (router)
 
 
 class ProcessStatus(BaseModel):
@@ -44,8 +49,11 @@ class ProcessStatus(BaseModel):
     metrics_port: int | None = None
     state: ProcessState = "unknown"
     restarts: int = 0
+    restart_in_s: float | None = None  # while it is restarting: how long it still waits
+    draining: bool = False  # the router gives it no new requests
     uptime_s: float = 0.0
     exit_code: int | None = None  # negative: the signal that ended it
+    last_line: str | None = None  # of its log, if it has ended
     cpu_percent: float = 0.0  # of one core, the whole process tree
     memory_bytes: int = 0  # resident, the whole process tree
     progress: Progress | None = None

@@ -6,8 +6,12 @@ from time import monotonic
 
 import httpx
 
-from pdctl.deployment.deployment import Deployment
+from pdctl.agent.health_probe import API_PORT
+from pdctl.agent.paths import SECRETS
+from pdctl.deployment.deployment import TOKEN, Deployment
+from pdctl.deployment.secrets import read_secrets
 from pdctl.deployment.snapshot import Snapshot
+from pdctl.deployment.status import port_of
 from pdctl.deployment.watch import ProcessWatch
 from pdctl.errors import StepTimeoutError
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, WORK_DIR_PLACEHOLDER, ProcessPlan
@@ -28,22 +32,33 @@ class ProcessStarter:
 
     async def start(self, process: ProcessPlan, router: str) -> None:
         """Start a process. ``router``: where it finds the router, host:port."""
-        folder = self._deployment.folder
-        work_dir = str(folder.agent_folder(process.host) / "work" / process.name)
-
-        def complete(text: str) -> str:
-            return text.replace(ROUTER_PLACEHOLDER, router).replace(WORK_DIR_PLACEHOLDER, work_dir)
-
         client = await self._deployment.client(process.host)
-        env = {key: complete(value) for key, value in process.env.items()}
+        env = {key: _completed(value, process, router, client.folder) for key, value in process.env.items()}
         answer = await client.call(
             "start",
             name=process.name,
-            argv=[complete(argument) for argument in process.argv],
-            env={**env, TOKEN_FILE: str(folder.token_path)},
+            argv=_command(process, router, client.folder),
+            env={**env, **read_secrets(process), TOKEN_FILE: f"{client.folder}/{SECRETS}/{TOKEN}"},
+            cwd=process.workdir,
             grace=process.stop_grace_s,
         )
         self._watch.started(Snapshot.model_validate(answer))
+
+    async def supervise(self, process: ProcessPlan) -> None:
+        """Have the agent restart a process that serves, from now on: the router at the port that it has."""
+        client = await self._deployment.client(process.host)
+        argv = None
+        if process.role == "router":
+            port = port_of(process, self._watch.snapshots[process.name], "api") or 0
+            argv = _command(at_port(process, port), "", client.folder)
+        await client.call(
+            "supervise",
+            name=process.name,
+            restart=process.restart.model_dump(),
+            argv=argv,
+            probe_url=_probe_url(process),
+            ready_s=process.readiness.timeout_s,
+        )
 
     async def wait_ready(self, process: ProcessPlan, deadline: float) -> None:
         """Wait until a process is ready; raises StepTimeoutError naming what it did not do."""
@@ -72,10 +87,10 @@ class ProcessStarter:
             raise StepTimeoutError(f"{process.name} said that it is ready, but not on which port it listens")
         return url
 
-    async def get(self, url: str) -> httpx.Response | None:
-        """The answer if it is a 200."""
+    async def get(self, host: str, url: str) -> httpx.Response | None:
+        """The answer of a process of a host if it is a 200."""
         try:
-            answer = await self._deployment.http.get(url, timeout=_POLL_TIMEOUT_S)
+            answer = await self._deployment.http(host).get(url, timeout=_POLL_TIMEOUT_S)
         except httpx.HTTPError:  # it does not listen yet
             return None
         return answer if answer.status_code == httpx.codes.OK else None
@@ -90,7 +105,7 @@ class ProcessStarter:
     async def _wait_http(self, process: ProcessPlan, deadline: float) -> None:
         while True:
             url = self._known_url(process, "api")  # a port that is reported comes late
-            if url is not None and await self.get(url + process.readiness.path) is not None:
+            if url is not None and await self.get(process.host, url + process.readiness.path) is not None:
                 return
             if monotonic() > deadline:
                 why = f"no 200 from {url}{process.readiness.path}" if url else "it did not say on which port it listens"
@@ -100,3 +115,34 @@ class ProcessStarter:
 
     def _known_url(self, process: ProcessPlan, purpose: str) -> str | None:
         return self._deployment.url(process, self._watch.snapshots[process.name], purpose)
+
+
+def at_port(router: ProcessPlan, port: int) -> ProcessPlan:
+    """The router as it is started again: engines and clients know the port that it was given."""
+    argv = list(router.argv)
+    if not router.ports["api"] and "--port" in argv:
+        argv[argv.index("--port") + 1] = str(port)
+    return router.model_copy(update={"argv": tuple(argv)})
+
+
+def _command(process: ProcessPlan, router: str, folder: str) -> list[str]:
+    return _after_setup(process.setup, [_completed(argument, process, router, folder) for argument in process.argv])
+
+
+def _completed(text: str, process: ProcessPlan, router: str, folder: str) -> str:
+    work_dir = f"{folder}/work/{process.name}"
+    return text.replace(ROUTER_PLACEHOLDER, router).replace(WORK_DIR_PLACEHOLDER, work_dir)
+
+
+def _probe_url(process: ProcessPlan) -> str | None:
+    """At which the agent asks whether it still answers; of the processes of an engine only the head can be asked."""
+    if process.readiness.kind == "head":
+        return None
+    return f"http://{process.address}:{process.ports.get('api') or API_PORT}{process.readiness.path}"
+
+
+def _after_setup(setup: str | None, argv: list[str]) -> list[str]:
+    """The command line, to be run once bash has run the user's commands; the first that fails ends it."""
+    if setup is None:
+        return argv
+    return ["bash", "-c", f'set -e\n{setup}\nset +e\nexec "$@"', "setup", *argv]

@@ -22,21 +22,25 @@ async def wait_known(
     """Return the engines once the router knows them all; another router than pdctl's does not tell."""
     heads = [engine for engine in plan.engines if engine.head is None]
     urls = {starter.url(engine, port): engine for engine in heads for port in engine.api_ports}
-    models = await _wait_registered(urls, starter, endpoint, report) if plan.has_own_router else dict.fromkeys(urls, "")
+    models = (
+        await _wait_registered(urls, starter, plan.router.host, endpoint, report)
+        if plan.has_own_router
+        else dict.fromkeys(urls, "")
+    )
     found: Engines = {"prefill": [], "decode": [], "mixed": []}
     for url, engine in urls.items():
-        model = models[url] or await _own_name(starter, url) or plan.model
+        model = models[url] or await _own_name(starter, engine.host, url) or plan.model
         found[engine.role].append(Engine(engine.name, url, model))
     return found
 
 
 async def _wait_registered(
-    urls: dict[str, ProcessPlan], starter: ProcessStarter, endpoint: str, report: Callable[[str], None]
+    urls: dict[str, ProcessPlan], starter: ProcessStarter, router: str, endpoint: str, report: Callable[[str], None]
 ) -> dict[str, str]:
     """The model's name that each engine has registered; empty where it has not given any."""
     deadline = monotonic() + REGISTER_TIMEOUT_S
     while True:
-        answer = await starter.get(f"{endpoint}/registered")
+        answer = await starter.get(router, f"{endpoint}/registered")
         registered: dict[str, list[dict[str, Any]]] = answer.json() if answer is not None else {}
         entries = {(role, f"http://{e['host_ip']}:{e['port']}"): e for role, all_ in registered.items() for e in all_}
         missing = [engine.name for url, engine in urls.items() if (engine.role, url) not in entries]
@@ -50,9 +54,9 @@ async def _wait_registered(
         await asyncio.sleep(_POLL_S)  # the router tells only who asks
 
 
-async def _own_name(starter: ProcessStarter, url: str) -> str | None:
+async def _own_name(starter: ProcessStarter, host: str, url: str) -> str | None:
     """What an engine calls its model, as OpenAI's API has it."""
-    answer = await starter.get(f"{url}/v1/models")
+    answer = await starter.get(host, f"{url}/v1/models")
     try:
         return str(answer.json()["data"][0]["id"]) if answer is not None else None
     except (ValueError, KeyError, IndexError, TypeError):

@@ -1,9 +1,8 @@
 """A process as its agent tells of it."""
 
-import signal
-
 from pydantic import BaseModel, ConfigDict
 
+from pdctl.agent.child import describe_exit as how_it_ended
 from pdctl.deployment.models import ProcessState, Progress
 
 
@@ -16,6 +15,10 @@ class Snapshot(BaseModel):
     pid: int
     state: ProcessState
     exit_code: int | None = None  # negative: the signal that ended it
+    stopped: bool = False  # it was told to
+    restarts: int = 0
+    restart_in_s: float | None = None  # while it is restarting: how long it still waits
+    last_end: str | None = None  # how it ended, or while it lives its last life: "was killed by SIGKILL"
     uptime_s: float = 0.0
     cpu_percent: float = 0.0
     memory_bytes: int = 0
@@ -26,15 +29,21 @@ class Snapshot(BaseModel):
 
     @property
     def has_exited(self) -> bool:
-        """Whether it has ended."""
-        return self.exit_code is not None
+        """Whether it has ended, and does not come back by itself."""
+        return self.state in ("exited", "failed")
+
+    @property
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self.exit_code is None
 
 
 def describe_exit(name: str, exit_code: int) -> str:
     """Say how a process ended: "decode-0 was killed by SIGKILL"."""
-    if exit_code >= 0:
-        return f"{name} exited with code {exit_code}"
-    try:
-        return f"{name} was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"{name} was killed by signal {-exit_code}"
+    return f"{name} {how_it_ended(exit_code)}"
+
+
+def describe_end(snapshot: Snapshot) -> str:
+    """Say the same of one that has ended, as its agent tells it, and whether it had been restarted."""
+    end = f"{snapshot.name} {snapshot.last_end or how_it_ended(snapshot.exit_code or 0)}"
+    return f"{end} and keeps failing (restarts: {snapshot.restarts})" if snapshot.state == "failed" else end

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from pdctl.deployment.models import DeploymentState, DeploymentStatus, Load, ProcessState, ProcessStatus
-from pdctl.deployment.snapshot import Snapshot, describe_exit
+from pdctl.deployment.snapshot import Snapshot, describe_end
 from pdctl.deployment.store import State
 from pdctl.planning.plan import Plan, ProcessPlan
 
@@ -22,6 +22,7 @@ class Findings(NamedTuple):
     loads: Mapping[str, Load]  # by process
     router_problem: str | None  # why the router's /health is not 200
     left: Sequence[str] = ()  # what an agent left, and a sweep could not end
+    unreachable: Sequence[str] = ()  # hosts that cannot be reached: what runs there may well go on
 
 
 class _Verdict(NamedTuple):
@@ -50,12 +51,18 @@ def _judge(plan: Plan, state: State, found: Findings) -> _Verdict:
         return _Verdict("starting")
     if found.left:
         return _Verdict("degraded", f"could not end {', '.join(found.left)}: end it by hand, then `pdctl down`")
-    if not found.agents_silent and all(snapshot.has_exited for snapshot in found.snapshots.values()):
+    unseen = [*found.agents_silent, *found.unreachable]
+    if not unseen and all(snapshot.has_exited for snapshot in found.snapshots.values()):
         return _Verdict("down", _why_nothing_runs(plan, state, found))
     if state.phase == "stopping":
         return _Verdict("degraded", "; ".join(filter(None, [state.reason, _stopping(found.owner_lives)])))
     if state.phase == "starting":
         return _Verdict("degraded", _INTERRUPTED_START)
+    if state.phase == "changing" and found.owner_lives:
+        changing = f"pid {state.owner.pid} is changing it"
+        return _Verdict("degraded", found.router_problem) if found.router_problem else _Verdict("ready", changing)
+    if state.phase == "changing":
+        return _Verdict("degraded", _INTERRUPTED_CHANGE)
     problem = _process_problem(plan, found) or found.router_problem
     return _Verdict("degraded", problem) if problem else _Verdict("ready")
 
@@ -65,6 +72,9 @@ def _stopping(owner_lives: bool) -> str:
 
 
 _INTERRUPTED_START = "the pdctl that was starting it has ended: run `pdctl down`"
+_INTERRUPTED_CHANGE = (
+    "the pdctl that was changing it has ended: `pdctl up` with the topology that it is to have brings it there"
+)
 
 
 def _why_nothing_runs(plan: Plan, state: State, found: Findings) -> str:
@@ -74,24 +84,41 @@ def _why_nothing_runs(plan: Plan, state: State, found: Findings) -> str:
 
 
 def _process_problem(plan: Plan, found: Findings) -> str | None:
+    if found.unreachable:
+        return f"host {', '.join(found.unreachable)} cannot be reached: what runs there may go on"
     if found.agents_gone or found.agents_silent:
         hosts = ", ".join([*found.agents_gone, *found.agents_silent])
         return f"the agent on host {hosts} {'has ended' if found.agents_gone else 'lives, but does not answer'}"
-    for process in plan.processes:
-        snapshot = found.snapshots.get(process.name)
+    snapshots = [found.snapshots.get(process.name) for process in plan.processes]
+    for process, snapshot in zip(plan.processes, snapshots, strict=True):
         if snapshot is None:
             return f"{process.name} was not started"
-        if snapshot.exit_code is not None:
-            return f"{describe_exit(process.name, snapshot.exit_code)}: see `pdctl logs {process.name}`"
-    return None
+        if snapshot.has_exited:
+            return _end(snapshot)
+    return next((_restart(snapshot) for snapshot in snapshots if snapshot and _is_coming_back(snapshot)), None)
+
+
+def _end(snapshot: Snapshot) -> str:
+    if snapshot.stopped:
+        return f"{snapshot.name} was stopped: `pdctl restart {snapshot.name}` starts it again"
+    return f"{describe_end(snapshot)}: see `pdctl logs {snapshot.name}`"
+
+
+def _is_coming_back(snapshot: Snapshot) -> bool:
+    return snapshot.state == "restarting" or (snapshot.state == "starting" and snapshot.restarts > 0)
+
+
+def _restart(snapshot: Snapshot) -> str:
+    """Says the same from the end of one life until the next is ready."""
+    number = snapshot.restarts + (snapshot.state == "restarting")
+    return f"{describe_end(snapshot)}: it is being restarted (restart {number})"
 
 
 def _process(process: ProcessPlan, plan: Plan, state: State, found: Findings) -> ProcessStatus:
     snapshot = found.snapshots.get(process.name)
     if snapshot is None:
-        awaited = state.phase == "starting" and found.owner_lives
         return ProcessStatus(
-            name=process.name, role=process.role, host=process.host, state="starting" if awaited else "unknown"
+            name=process.name, role=process.role, host=process.host, state=_state_unseen(process, state, found)
         )
     load = found.loads.get(process.name, Load())
     return ProcessStatus(
@@ -101,15 +128,25 @@ def _process(process: ProcessPlan, plan: Plan, state: State, found: Findings) ->
         pid=snapshot.pid,
         port=port_of(process, snapshot, "api"),
         metrics_port=port_of(process, snapshot, "metrics"),
-        state=_process_state(process, snapshot, state),
+        state=snapshot.state,
+        restarts=snapshot.restarts,
+        restart_in_s=snapshot.restart_in_s,
+        draining=_is_draining(process, snapshot, plan, found),
         uptime_s=snapshot.uptime_s,
         exit_code=snapshot.exit_code,
+        last_line=snapshot.last_lines[-1] if snapshot.last_lines else None,
         cpu_percent=snapshot.cpu_percent,
         memory_bytes=snapshot.memory_bytes,
         progress=snapshot.progress if snapshot.state == "starting" else None,
         warning=snapshot.warning or _pd_warning(process, plan, load),
         load=load,
     )
+
+
+def _state_unseen(process: ProcessPlan, state: State, found: Findings) -> ProcessState:
+    if process.host in found.unreachable:
+        return "unreachable"
+    return "starting" if state.phase == "starting" and found.owner_lives else "unknown"
 
 
 def _pd_warning(process: ProcessPlan, plan: Plan, load: Load) -> str | None:
@@ -121,11 +158,9 @@ def _pd_warning(process: ProcessPlan, plan: Plan, load: Load) -> str | None:
     return f"computed {local:.0f} prompt tokens itself ({moved:.0f} were transferred): see its log, and prefill's"
 
 
-def _process_state(process: ProcessPlan, snapshot: Snapshot, state: State) -> ProcessState:
-    """A process that does not notify was seen to be ready before the deployment was verified."""
-    if snapshot.state == "starting" and process.readiness.kind != "notify" and state.phase == "verified":
-        return "ready"
-    return snapshot.state
+def _is_draining(process: ProcessPlan, snapshot: Snapshot, plan: Plan, found: Findings) -> bool:
+    known = found.loads.get(plan.router.name, Load()).draining
+    return f"{process.address}:{port_of(process, snapshot, 'api')}" in known
 
 
 def port_of(process: ProcessPlan, snapshot: Snapshot, purpose: str) -> int | None:

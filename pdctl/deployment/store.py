@@ -1,24 +1,27 @@
 """The state folder: what is known of each deployment on this machine, kept across launchers.
 
-A deployment's folder, open to its user only, holds ``lock`` (held while it is started or stopped), ``state.json``,
-``plan.json``, ``token`` and ``hosts/<host>/`` (see pdctl/agent/paths.py). It stays after `down`, for its logs.
+A deployment's folder, open to its user only, holds ``lock`` (held while it is started, changed or stopped),
+``state.json``, ``plan.json``, ``topology.json``, ``token`` and, for this machine's agent, ``hosts/<host>/`` (see
+pdctl/agent/paths.py). It stays after `down`, for its logs.
 """
 
 import asyncio
 import fcntl
 import os
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pdctl.agent.procfs import boot_id, read_stat
 from pdctl.errors import NotFoundError, StateError
 from pdctl.planning.plan import Plan
+from pdctl.topology.models import Topology
 
 DEFAULT_NAME = "default"  # of a topology that gives itself no name
 _LOCK_POLL_S = 0.05
@@ -58,11 +61,12 @@ class State(BaseModel):
 
     version: Literal[1] = 1
     run_id: str  # of this start; the tag that all its processes carry
-    phase: Literal["starting", "verified", "stopping", "down"]
-    owner: ProcessId  # who starts or stops it
+    phase: Literal["starting", "verified", "changing", "stopping", "down"]
+    owner: ProcessId  # who starts, changes or stops it
     started: float  # seconds since the epoch; older log lines are of an earlier start
     endpoint: str | None = None  # the router's URL
     reason: str | None = None  # why it is down
+    machine: str = Field(default_factory=socket.gethostname)  # that started it: home folders can be shared
 
 
 def state_root() -> Path:
@@ -89,10 +93,6 @@ class DeploymentFolder:
         """The file that holds the deployment's token."""
         return self.path / "token"
 
-    def agent_folder(self, host: str) -> Path:
-        """The folder of a host's agent."""
-        return self.path / "hosts" / host
-
     @asynccontextmanager
     async def lock(self, wait_s: float) -> AsyncIterator[None]:
         """Hold the right to start or stop the deployment; raises BusyError when another keeps it longer."""
@@ -108,11 +108,15 @@ class DeploymentFolder:
             yield
 
     def create_token(self) -> None:
-        """Write a new token, for this user's eyes only."""
+        """Write a new token."""
+        self.write_token(secrets.token_hex(32))
+
+    def write_token(self, token: str) -> None:
+        """Keep a token, for this user's eyes only."""
         with _storing(self.token_path):
             self.token_path.unlink(missing_ok=True)
             with open(os.open(self.token_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(secrets.token_hex(32))
+                file.write(token)
 
     def read_token(self) -> str:
         """The token."""
@@ -126,6 +130,18 @@ class DeploymentFolder:
     def write_plan(self, plan: Plan) -> None:
         """Keep the plan."""
         self._write("plan.json", plan)
+
+    def read_topology(self) -> Topology | None:
+        """The topology that the plan is of; None where that is not known."""
+        return self._read("topology.json", Topology)
+
+    def write_topology(self, topology: Topology | None) -> None:
+        """Keep the topology."""
+        if topology is not None:
+            self._write("topology.json", topology)
+        else:
+            with _storing(self.path / "topology.json"):
+                (self.path / "topology.json").unlink(missing_ok=True)
 
     def read_state(self) -> State | None:
         """The state, or None where nothing was ever started."""
@@ -157,7 +173,10 @@ class DeploymentFolder:
         with _storing(path):
             try:
                 with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                    file.write(model.model_dump_json(indent=2))
+                    # What was not given stays so: in a topology some keys do not go together.
+                    file.write(model.model_dump_json(indent=2, exclude_unset=isinstance(model, Topology)))
+                    file.flush()
+                    os.fsync(file.fileno())  # a power cut must not leave the new name with nothing in it
                 temporary.replace(path)
             finally:
                 temporary.unlink(missing_ok=True)

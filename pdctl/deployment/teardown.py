@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from time import monotonic
+from typing import NamedTuple
 
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.store import BusyError, ProcessId, State
-from pdctl.errors import LeftoverError, StateError
+from pdctl.deployment.uninterrupted import until_hurried
+from pdctl.errors import HostUnreachableError, LeftoverError, StateError, StepTimeoutError
 from pdctl.hosts.client import AgentCallError, AgentGoneError
 from pdctl.planning.plan import ProcessPlan, Role
 
@@ -30,9 +32,10 @@ async def stop_deployment(
     """`pdctl down`: end it whatever state it is in; also a launcher that is starting it. Idempotent."""
     async with AsyncExitStack() as lock:
         await _take_over(deployment, lock, _longest_stop(deployment, grace_s) + LAUNCHER_MARGIN_S, report)
+        deployment.take_plan(deployment.folder.read_plan() or deployment.plan)  # it may have been changed meanwhile
         state = deployment.state
         if state.phase == "down":
-            await _end_rest(deployment, state.run_id)
+            await end_agents(deployment, report)
         else:
             await teardown(deployment, grace_s=grace_s, report=report)
 
@@ -53,10 +56,16 @@ async def teardown(
     folder, state = deployment.folder, deployment.state
     with suppress(StateError):  # a full disk must not keep it running
         folder.write_state(state.model_copy(update={"phase": "stopping", "owner": ProcessId.own(), "reason": reason}))
-    await _hurried(_stop_in_order(deployment, grace_s, report), hurry)
-    await _end_rest(deployment, state.run_id)
+    await until_hurried(_stop_in_order(deployment, grace_s, report), hurry or asyncio.Event())
+    await end_agents(deployment, report)
     folder.token_path.unlink(missing_ok=True)
     folder.write_state(state.model_copy(update={"phase": "down", "endpoint": None, "reason": reason}))
+
+
+def stop_changing(state: State) -> None:
+    """Tell a pdctl that is changing the deployment to stop, and to undo what it has done."""
+    if state.phase == "changing":
+        _signal(state, signal.SIGTERM)
 
 
 async def _take_over(deployment: Deployment, lock: AsyncExitStack, limit_s: float, report: Report) -> None:
@@ -68,9 +77,9 @@ async def _take_over(deployment: Deployment, lock: AsyncExitStack, limit_s: floa
             return
         except BusyError:
             state = deployment.state
-            starting = state.phase == "starting" and state.owner.is_alive()
+            starting = state.phase in ("starting", "changing") and state.owner.is_alive()
             if starting and not told:
-                report(f"pid {state.owner.pid} is starting it: telling it to stop")
+                report(f"pid {state.owner.pid} is {state.phase} it: telling it to stop")
                 _signal(state, signal.SIGTERM)
                 deadline, told = monotonic() + limit_s, True
             elif monotonic() > deadline and not starting:
@@ -80,22 +89,9 @@ async def _take_over(deployment: Deployment, lock: AsyncExitStack, limit_s: floa
                 _signal(state, signal.SIGKILL)
 
 
-async def _hurried(work: Coroutine[object, object, None], hurry: asyncio.Event | None) -> None:
-    """Do the work, or give it up once ``hurry`` is set."""
-    task = asyncio.create_task(work)
-    impatience = asyncio.create_task((hurry or asyncio.Event()).wait())
-    try:
-        await asyncio.wait({task, impatience}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for pending in (task, impatience):
-            pending.cancel()
-        await asyncio.wait({task, impatience})
-    if not task.cancelled():
-        task.result()
-
-
 async def _stop_in_order(deployment: Deployment, grace_s: float | None, report: Report) -> None:
-    running = [name for host in deployment.hosts for name in await _running(deployment, host)]
+    found = await asyncio.gather(*(_running(deployment, host) for host in deployment.hosts))
+    running = [name for names in found for name in names]
     for roles in STOP_ORDER:
         stage = [process for process in deployment.plan.processes if process.role in roles and process.name in running]
         if stage:
@@ -108,9 +104,9 @@ async def _running(deployment: Deployment, host: str) -> list[str]:
     try:
         client = await deployment.client(host)
         snapshots = await client.call("list", timeout_s=LIST_TIMEOUT_S)
-    except (AgentGoneError, AgentCallError):
+    except (AgentGoneError, AgentCallError, HostUnreachableError):
         return []
-    return [snapshot["name"] for snapshot in snapshots if snapshot["exit_code"] is None]
+    return [snapshot["name"] for snapshot in snapshots if snapshot["state"] not in ("exited", "failed")]
 
 
 async def _stop(deployment: Deployment, process: ProcessPlan, grace_s: float | None, report: Report) -> None:
@@ -118,22 +114,49 @@ async def _stop(deployment: Deployment, process: ProcessPlan, grace_s: float | N
     try:
         client = await deployment.client(process.host)
         await client.call("stop", name=process.name, grace_s=grace, timeout_s=grace + KILL_MARGIN_S)
-    except (AgentGoneError, AgentCallError) as error:
+    except (AgentGoneError, AgentCallError, HostUnreachableError) as error:
         report(str(error))  # what still lives is killed, and looked for, in the end
 
 
-async def _end_rest(deployment: Deployment, run_id: str) -> None:
-    """End the agents with all that they still have, then look for anything that carries the run's tag."""
-    left = []
-    for name, host in deployment.hosts.items():
+async def end_agents(deployment: Deployment, report: Report) -> None:
+    """End the agents with all that they still have, then look for anything that carries the run's tag.
+
+    On all hosts that can be reached, whatever is wrong with others. Raises LeftoverError and HostUnreachableError.
+    """
+    ends = await asyncio.gather(*(_end_host(deployment, name, report) for name in deployment.hosts))
+    left = [process for end in ends for process in end.left]
+    if left:
+        raise LeftoverError(f"{deployment.name}: could not end {', '.join(left)}: end them by hand, then `pdctl down`")
+    unreached = [end.unreached for end in ends if end.unreached is not None]
+    if unreached:
+        raise HostUnreachableError(
+            f"{deployment.name}: nothing of it runs on the hosts that were reached, but {'; '.join(unreached)}:"
+            " run `pdctl down` again when that is mended"
+        )
+
+
+class _HostEnd(NamedTuple):
+    left: list[str]
+    unreached: str | None = None  # why the host could not be looked at
+
+
+async def _end_host(deployment: Deployment, name: str, report: Report) -> _HostEnd:
+    host, folder = deployment.hosts[name], deployment.agent_folder(name)
+    try:
         with suppress(AgentGoneError, AgentCallError):
             client = await deployment.client(name)
             await client.call("shutdown", grace=0, timeout_s=KILL_MARGIN_S)
-        sweep = await host.sweep(deployment.folder.agent_folder(name), run_id, AGENT_END_S, force=True)
-        left += [f"{process} on host {name}" for process in sweep.left]
-        left += [f"the agent of host {name}: it runs on another machine"] if sweep.agent_lives else []
-    if left:
-        raise LeftoverError(f"{deployment.name}: could not end {', '.join(left)}: end them by hand, then `pdctl down`")
+        sweep = await host.sweep(folder, deployment.agent_run(name), AGENT_END_S, force=True)
+        planned = [
+            port for process in deployment.plan.processes if process.host == name for port in process.given_ports
+        ]
+        for line in await host.remains(folder, planned, deployment.state.started):
+            report(f"host {name}: {line}")
+    except (HostUnreachableError, StepTimeoutError) as error:
+        return _HostEnd([], str(error))
+    left = [f"{process} on host {name}" for process in sweep.left]
+    left += [f"the agent of host {name}: it runs on another machine"] if sweep.agent_lives else []
+    return _HostEnd(left)
 
 
 def _signal(state: State, number: int) -> None:

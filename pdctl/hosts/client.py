@@ -1,6 +1,7 @@
 """A connection to an agent, whatever carries its bytes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
@@ -27,10 +28,18 @@ class AgentClient:
     On a connection that is subscribed the events must be taken, or replies wait behind them: use one for each purpose.
     """
 
-    def __init__(self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        host: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.folder = ""  # the agent's, as a path there
         self._host = host
         self._reader = reader
         self._writer = writer
+        self._on_close = on_close  # ends what carries the bytes
         self._end = "has ended"
         self._ids = count(1)
         self._replies: dict[int, asyncio.Future[Message]] = {}
@@ -45,7 +54,8 @@ class AgentClient:
     async def greet(self, timeout_s: float) -> None:
         """Raise AgentCallError, and close the connection, unless the agent speaks our version of the protocol."""
         try:
-            version = (await self.call("hello", timeout_s=timeout_s))["version"]
+            hello = await self.call("hello", timeout_s=timeout_s)
+            version, self.folder = hello["version"], str(hello.get("folder", ""))
             if version != VERSION:
                 raise AgentCallError(
                     f"host {self._host}: its agent speaks version {version} of the protocol, this pdctl {VERSION}: use"
@@ -55,7 +65,7 @@ class AgentClient:
             await self.close()
             raise
 
-    async def call(self, method: str, *, timeout_s: float = CALL_TIMEOUT_S, **params: object) -> Any:  # noqa: ANN401
+    async def call(self, method: str, /, *, timeout_s: float = CALL_TIMEOUT_S, **params: object) -> Any:  # noqa: ANN401
         """Call a method; raises AgentCallError when it fails and AgentGoneError when the agent does not answer."""
         if self._receiver.done():
             raise self._gone()
@@ -91,6 +101,8 @@ class AgentClient:
         self._receiver.cancel()
         self._writer.close()
         await asyncio.wait({self._receiver})
+        if self._on_close is not None:
+            await self._on_close()
 
     async def _receive(self) -> None:
         try:

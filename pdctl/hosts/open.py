@@ -1,12 +1,16 @@
 """From how a host is written to the host."""
 
-from pdctl.errors import PlanError
+from pathlib import Path
+
 from pdctl.hosts.host import Host
-from pdctl.hosts.local import LocalHost
+from pdctl.hosts.local import LocalCarrier
+from pdctl.hosts.ssh import SshCarrier, SshTarget
+
+REMOTE_STATE = Path("~/.local/state/pdctl")
 
 
-def open_host(name: str, ssh: str | None = None) -> Host:
-    """The host; nothing is sent to it yet."""
-    if ssh is not None:
-        raise PlanError(f"host {name}: reaching a host by ssh ({ssh}) is not built yet: use `{name}: local`")
-    return LocalHost(name)
+def open_host(name: str, ssh: str | None = None, *, python: str | None = None, accept_new: bool = False) -> Host:
+    """The host; nothing is sent to it yet. ``ssh``: None for this machine; the rest: see SshTarget."""
+    if ssh is None:
+        return Host(name, LocalCarrier(name))
+    return Host(name, SshCarrier(name, SshTarget(ssh, python, accept_new)), REMOTE_STATE)

@@ -86,6 +86,8 @@ class Inventory(_Section):
     nics_in_environment: str | None = None  # KVCACHE_RDMA_NICS, where the agent's environment has it
     taken_ports: dict[int, str] = {}  # listening TCP ports and their holders: {8000: "pid 123 (nginx)"}
     python: str  # the path of the interpreter that runs pdctl's agent
-    engine_version: str | None = None  # as the engine's interpreter has it installed
+    prepared_python: str | None = None  # of the environment that `pdctl hosts prepare` has made there for this version
+    engine_package: str | None = None  # the first of the profile's packages that the engine's interpreter has
+    engine_version: str | None = None  # of that package
     engine_problem: str | None = None  # why it is not known
     free_disk_bytes: int

@@ -1,24 +1,22 @@
-"""The ports of each engine: those that the plan picks, and those that the user gives."""
+"""The ports of each process: which are free, and which have which purpose."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping
-from itertools import pairwise
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 from pdctl.errors import PlanError
 from pdctl.planning.inventory import Inventory
-from pdctl.profiles import EngineRole, Port, Profile
+from pdctl.planning.plan import Plan, ProcessPlan
+from pdctl.profiles import Port
 from pdctl.profiles.templates import Template
-from pdctl.topology.fields import Argument
-from pdctl.topology.models import EngineGroup, Topology
 
 CHOSEN_PORTS = range(20000, 20512)  # below those that Linux gives out by itself
 API, METRICS = "api", "metrics"
-_WHOLE = re.compile(r"\{port\.([^}]+)\}")
+ROUTER = "router"  # the name of its process
 
 
 class GivenPorts(NamedTuple):
-    """Ports that the user gives an engine for a purpose, and where."""
+    """Ports that the user gives a process for a purpose, and where."""
 
     purpose: str
     numbers: list[int]
@@ -26,32 +24,66 @@ class GivenPorts(NamedTuple):
 
 
 class PortPicker:
-    """Picks ports of one deployment, each at most once on its host."""
+    """Picks ports of one deployment, each at most once on its host.
 
-    def __init__(self, topology: Topology, inventories: Mapping[str, Inventory]) -> None:
+    `current`: what runs of it now: a port that one of its processes has is that process's own.
+    `asked`: what users give on each host, which is not picked for anything else.
+    """
+
+    def __init__(
+        self, inventories: Mapping[str, Inventory], current: Plan | None, asked: Iterable[tuple[str, int]] = ()
+    ) -> None:
+        self._asked: defaultdict[str, set[int]] = defaultdict(set)
+        for host, number in asked:
+            self._asked[host].add(number)
         self._holders = {name: dict(inventory.taken_ports) for name, inventory in inventories.items()}
-        self._holders[topology.router.host][topology.router.port] = "the router"
+        self._ending: dict[str, set[int]] = {name: set() for name in inventories}  # ports of processes that will go
+        for process in current.processes if current else ():
+            self._hold(process, process.name)
 
-    def take(self, host: str, given: GivenPorts, owner: str) -> None:
-        """Reserve ports that the user has given. Raises PlanError where one is not free."""
-        for number in given.numbers:
+    def let_go(self, processes: Sequence[ProcessPlan]) -> None:
+        """These will be stopped: users can give their ports to others. None is picked, as they still run."""
+        for process in processes:
+            self._ending.get(process.host, set()).update(process.given_ports)
+
+    def trial(self) -> Self:
+        """Return a picker that knows the same, for a plan that may be dropped."""
+        other = object.__new__(type(self))
+        other._asked = self._asked
+        other._holders = {name: dict(holders) for name, holders in self._holders.items()}
+        other._ending = {name: set(ports) for name, ports in self._ending.items()}
+        return other
+
+    def take(self, host: str, given: GivenPorts, owner: str, hint: str = "") -> None:
+        """Reserve ports that the user has given. Raises PlanError, with the hint, where one is not free."""
+        for number in filter(None, given.numbers):
             holder = self._holders[host].get(number)
-            if holder is not None:
-                raise PlanError(f"{given.key}: port {number} of host {host!r} is not free: {holder}")
+            if holder not in (None, owner) and number not in self._ending[host]:
+                raise PlanError(f"{given.key}: port {number} of host {host!r} is not free: {_shown(holder)}{hint}")
+            self._ending[host].discard(number)
             self._holders[host][number] = owner
 
-    def pick(self, host: str, port: Port, count: int, owner: str) -> list[int]:
-        """Return free ports; 0: the process binds a free one itself. Raises PlanError."""
+    def pick(self, host: str, port: Port, count: int, owner: str, has: Sequence[int] = ()) -> list[int]:
+        """Return free ports, those that the owner has already where they suit; 0: the process binds a free one itself.
+
+        Raises PlanError.
+        """
         if port.kind == "reported":
             return [0] * count
         run = count if port.consecutive else 1
+        if len(has) == count and 0 not in has and (run == 1 or list(has) == list(range(has[0], has[0] + run))):
+            return list(has)
         return [number for _ in range(count // run) for number in self._take_run(host, run, owner)]
 
+    def _hold(self, process: ProcessPlan, owner: str) -> None:
+        if process.host in self._holders:
+            self._holders[process.host].update(dict.fromkeys(process.given_ports, owner))
+
     def _take_run(self, host: str, count: int, owner: str) -> range:
-        taken = self._holders[host]
+        taken, asked = self._holders[host], self._asked[host]
         for first in CHOSEN_PORTS[: len(CHOSEN_PORTS) - count + 1]:
             run = range(first, first + count)
-            if not any(number in taken for number in run):
+            if not any(number in taken or number in asked for number in run):
                 taken.update(dict.fromkeys(run, owner))
                 return run
         raise PlanError(
@@ -77,44 +109,5 @@ def purposes_used(templates: Collection[Template]) -> set[str]:
     return {name.removeprefix("port.") for one in templates for name in one.placeholders() if name.startswith("port.")}
 
 
-def given_ports(profile: Profile, role: EngineRole, index: int, group: EngineGroup) -> Iterator[GivenPorts]:
-    """Walk the ports that a group's flags and variables give; raises PlanError where they are too few or too many."""
-    ports, at = profile.roles[role].ports, f"{role}[{index}]"
-    for flag, purpose in _port_flags(profile, role).items():
-        if flag in group.args:
-            yield _given(group, purpose, ports[purpose], f"{at}.args.{flag}", group.args[flag])
-    for name, template in profile.environment(role).items():
-        whole = _WHOLE.fullmatch(template.texts[0])
-        if whole and name in group.env:
-            yield _given(group, whole[1], ports[whole[1]], f"{at}.env.{name}", group.env[name])
-
-
-def ports_of_users(topology: Topology, profile: Profile) -> Iterator[tuple[str, int]]:
-    """Walk all ports that users give, with their hosts."""
-    for role, index, group in topology.groups():
-        if group.replicas and role in profile.roles:
-            for given in given_ports(profile, role, index, group):
-                yield from ((host, number) for host in group.nodes for number in given.numbers)
-
-
-def _given(group: EngineGroup, purpose: str, port: Port, key: str, value: Argument) -> GivenPorts:
-    items = [] if isinstance(value, bool) else value if isinstance(value, list) else str(value).split(",")
-    texts = [text for item in items if (text := str(item).strip())]
-    needed = 1 if port.consecutive else port.count(group.tp, group.dp)
-    if value is not False and len(texts) != needed:
-        each = {"engine": "one for the engine", "dp": f"one for each of dp {group.dp}"}.get(port.per)
-        each = each or f"one for each rank, with tp {group.tp}" + (f" and dp {group.dp}" if group.dp > 1 else "")
-        raise PlanError(f"{key}: {len(texts)} port(s) given, {needed} needed: {each}")
-    for text in texts:
-        if not (text.isdigit() and int(text) <= 65535):
-            raise PlanError(f"{key}: {text} is no port")
-    first = [int(text) for text in texts]
-    count = port.count(group.tp, group.dp)
-    return GivenPorts(purpose, list(range(first[0], first[0] + count)) if port.consecutive and first else first, key)
-
-
-def _port_flags(profile: Profile, role: EngineRole) -> dict[str, str]:
-    """The flags that take ports, with their purposes: those that the profile gives nothing but a port."""
-    tokens = [text for template in profile.arguments(role) for text in template.texts]
-    found = ((flag, _WHOLE.fullmatch(value)) for flag, value in pairwise(tokens))
-    return {flag.removeprefix("--"): value[1] for flag, value in found if value and flag.startswith("--")}
+def _shown(holder: str | None) -> str:
+    return "the router" if holder == ROUTER else str(holder)

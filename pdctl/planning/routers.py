@@ -4,16 +4,24 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pdctl.errors import PlanError
-from pdctl.planning.engine_plans import with_args
+from pdctl.planning.given_ports import router_ports
 from pdctl.planning.inventory import Inventory
 from pdctl.planning.plan import WORK_DIR_PLACEHOLDER, HostPlan, ProcessPlan
-from pdctl.planning.ports import PortPicker, named_ports
+from pdctl.planning.ports import API, ROUTER, GivenPorts, PortPicker, named_ports
+from pdctl.planning.user_args import with_args
 from pdctl.profiles import Profile, Readiness, RouterProfile, load_router_profile, router_names
-from pdctl.profiles.models import OWN_PROTOCOLS
+from pdctl.profiles.models import OWN_PROTOCOLS, Listing
 from pdctl.topology.fields import EVERY_ADDRESS
 from pdctl.topology.models import OWN_ROUTER, Topology
 
-OWN_METRICS = {"requests": "pdctl_router_requests_total", "running": "pdctl_router_requests_in_flight"}
+OWN_METRICS = {
+    "requests": "pdctl_router_requests_total",
+    "running": "pdctl_router_requests_in_flight",
+    "waiting": "pdctl_router_queue_depth",
+    "ttft_seconds": "pdctl_router_ttft_seconds_sum",
+    "ttft_count": "pdctl_router_ttft_seconds_count",
+    "draining": "pdctl_router_instance_draining",
+}
 _STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining
 
 
@@ -43,12 +51,10 @@ class RouterPlanner:
         self._host = hosts[topology.router.host]
         self._inventory = inventories[topology.router.host]
         self._ports = ports
-        holder = self._inventory.taken_ports.get(self._router.port)
-        if holder is not None:
-            raise PlanError(
-                f"router.port: port {self._router.port} of host {self._router.host!r} is not free: {holder}; choose "
-                "another with `router: {port: ...}` in the topology file (0: any free one)"
-            )
+        if self._router.port:
+            given = GivenPorts(API, [self._router.port], "router.port")
+            hint = "; choose another with `router: {port: ...}` in the topology file (0: any free one)"
+            ports.take(self._router.host, given, ROUTER, hint)
 
     @property
     def address(self) -> str:
@@ -59,7 +65,7 @@ class RouterPlanner:
     def own(self, profile: Profile, engines: Sequence[ProcessPlan]) -> ProcessPlan:
         """Plan pdctl's router."""
         router = self._router
-        argv = [self._inventory.python, "-P", "-m", "pdctl.router"]
+        argv = [self._own_python(), "-P", "-m", "pdctl.router"]
         argv += ["--host", router.bind or self._host.address, "--port", str(router.port)]
         if self._topology.replicas("mixed"):
             argv += ["--mixed-policy", router.mixed_policy]
@@ -68,17 +74,38 @@ class RouterPlanner:
         argv += ["--workers", str(router.workers), "--drain-secs", f"{router.drain_secs:g}"]
         if router.pd_min_tokens:
             argv += ["--pd-min-tokens", str(router.pd_min_tokens)]
+        host = self._topology.hosts[router.host]
         return ProcessPlan(
-            name="router",
+            name=ROUTER,
             role="router",
             host=router.host,
             address=self.address,
             argv=tuple(with_args([*argv, *_told(profile, engines)], router.args)),
-            ports={"api": router.port},
+            env={**host.env, **router.env},
+            secrets=router.secrets,
+            workdir=host.workdir,
+            setup=host.setup,
+            ports={API: router.port},
+            port_numbers={API: (router.port,)},
             readiness=Readiness(kind="notify", timeout_s=30),
             stop_grace_s=router.drain_secs + _STOP_GRACE_S,
+            restart=router.restart,
             metrics=OWN_METRICS,
         )
+
+    def _own_python(self) -> str:
+        """The interpreter that has pdctl: on another host, the prepared one, or the user's where it has the engine."""
+        host, inventory = self._host, self._inventory
+        if host.ssh is None:
+            return inventory.python
+        python = inventory.prepared_python or host.python
+        if python is None:
+            raise PlanError(
+                f"router.host: host {host.name!r} has no pdctl, whose router it is to run: run `pdctl hosts prepare`"
+                " with the topology file, or name an interpreter that has it with"
+                f" `hosts: {{{host.name}: {{python: ...}}}}`"
+            )
+        return python
 
     def other(self, profile: RouterProfile, engines: Sequence[ProcessPlan], ports: dict[str, list[int]]) -> ProcessPlan:
         """Plan a router that has a profile, on ports that were picked for it."""
@@ -87,7 +114,7 @@ class RouterPlanner:
             "python": python,
             "bin": str(PurePosixPath(python).parent),
             "model": self._topology.model,
-            "name": "router",
+            "name": ROUTER,
             "work_dir": WORK_DIR_PLACEHOLDER,
             "host": router.bind or self._host.address,
             "advertise_host": self.address,
@@ -95,29 +122,40 @@ class RouterPlanner:
         }
         templates = [*profile.command, *(() if self._topology.replicas("mixed") else profile.pd)]
         argv = [text for template in templates for text in template.filled(values)]
-        for engine in engines:
-            argv += _listed(profile, engine, values)
+        for role, listing in profile.engines.items():
+            argv += _listed(listing, [engine for engine in engines if engine.role == role], values)
+        own = {name: text for name, one in profile.env.items() for text in one.filled(values)}
+        host = self._topology.hosts[router.host]
         return ProcessPlan(
-            name="router",
+            name=ROUTER,
             role="router",
             host=router.host,
             address=self.address,
             argv=tuple(with_args(argv, router.args)),
-            env={name: text for name, one in profile.env.items() for text in one.filled(values)},
+            env={**host.env, **own, **router.env},
+            secrets=router.secrets,
+            workdir=host.workdir,
+            setup=host.setup,
             ports=named_ports(ports),
+            port_numbers={purpose: tuple(numbers) for purpose, numbers in ports.items()},
             readiness=profile.readiness,
             stop_grace_s=profile.stop_grace_s,
+            restart=router.restart,
             metrics=dict(profile.metrics.items()),
         )
 
-    def pick_ports(self, profile: RouterProfile) -> dict[str, list[int]]:
-        """The user's port for the API, and free ones for what else it has."""
-        ports = {
-            purpose: self._ports.pick(self._router.host, port, 1, "the router")
-            for purpose, port in profile.ports.items()
-            if purpose != "api" or not self._router.port
-        }
-        return {"api": [self._router.port]} | ports if self._router.port else ports
+    def pick_ports(self, profile: RouterProfile, current: ProcessPlan | None) -> dict[str, list[int]]:
+        """The user's ports, and free ones for what else it has: those of the current one on its host."""
+        has = current.port_numbers if current and current.host == self._router.host else {}
+        given = {one.purpose: one for one in router_ports(self._router, profile)}
+        for one in given.values():
+            self._ports.take(self._router.host, one, ROUTER)
+        ports = {API: [self._router.port]} if self._router.port else {}
+        ports |= {purpose: one.numbers for purpose, one in given.items() if one.numbers}
+        for purpose, port in profile.ports.items():
+            if purpose not in (*ports, *given) and port.kind != "given":
+                ports[purpose] = self._ports.pick(self._router.host, port, 1, ROUTER, has.get(purpose, ()))
+        return ports
 
 
 def _told(profile: Profile, engines: Sequence[ProcessPlan]) -> list[str]:
@@ -126,8 +164,12 @@ def _told(profile: Profile, engines: Sequence[ProcessPlan]) -> list[str]:
     if profile.registers == "with token":
         return []
     if profile.registers == "without token":
-        urls = [f"http://{engine.address}:{engine.ports[port]}" for engine in heads for port in engine.api_ports]
-        return [text for url in urls for text in ("--admit", url)]
+        return [
+            text
+            for engine in heads
+            for port in engine.api_ports
+            for text in ("--admit", engine.role, f"http://{engine.address}:{engine.ports[port]}")
+        ]
     told = ["--protocol", profile.protocol]
     for engine in heads:
         told += [f"--{engine.role}", f"http://{engine.address}:{engine.ports['api']}", *_bootstrap(engine)]
@@ -139,10 +181,13 @@ def _bootstrap(engine: ProcessPlan) -> list[str]:
     return [str(port)] if port and engine.role == "prefill" else []
 
 
-def _listed(profile: RouterProfile, engine: ProcessPlan, values: dict[str, str]) -> list[str]:
-    if engine.head is not None or engine.role == "router":
-        return []
-    own = {"engine": f"{engine.address}:{engine.ports['api']}"}
-    if bootstrap := _bootstrap(engine):
-        own["bootstrap"] = bootstrap[0]
-    return [text for template in profile.engines.get(engine.role, ()) for text in template.filled(values | own)]
+def _listed(listing: Listing, engines: Sequence[ProcessPlan], values: dict[str, str]) -> list[str]:
+    """What another router is told of the engines of a role."""
+    heads = [engine for engine in engines if engine.head is None]
+    told = [text for template in listing.once if heads for text in template.filled(values)]
+    for engine in heads:
+        own = {"engine": f"{engine.address}:{engine.ports['api']}"}
+        if bootstrap := _bootstrap(engine):
+            own["bootstrap"] = bootstrap[0]
+        told += [text for template in listing.each for text in template.filled(values | own)]
+    return told

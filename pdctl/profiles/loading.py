@@ -8,7 +8,7 @@ import yaml
 
 from pdctl.errors import TopologyError
 from pdctl.profiles.models import Profile, RouterProfile
-from pdctl.validation import nearest, validate
+from pdctl.validation import describe, nearest, validate
 from pdctl.yamlfile import Document, read_yaml
 
 _OF_ITS_OWN = ("name", "description", "extends")  # never taken over from the profile that is extended
@@ -71,9 +71,11 @@ def _extended(document: Document) -> Document:
     if not isinstance(data, dict) or "extends" not in data:
         return document
     base = data["extends"]
+    at = f"{document.path}:{document.line_of(('extends',))}"
+    if not isinstance(base, str):
+        raise TopologyError(f"{at}: extends: expected the name of an engine, got {describe(base)}")
     if base not in _engines():
-        at = f"{document.path}:{document.line_of(('extends',))}"
-        raise TopologyError(f"{at}: extends: unknown engine {base!r}, {nearest(str(base), engine_names())}")
+        raise TopologyError(f"{at}: extends: unknown engine {base!r}, {nearest(base, engine_names())}")
     below: Any = _extended(read_yaml(_engines()[base])).data
     taken = {key: value for key, value in below.items() if key not in _OF_ITS_OWN}
     own = {key: value for key, value in data.items() if key != "extends"}
@@ -84,7 +86,7 @@ def _joined(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     joined = dict(below)
     for key, value in above.items():
         old = joined.get(key)
-        joined[key] = _joined(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        joined[key] = _joined(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
     return {key: value for key, value in joined.items() if value is not None}
 
 
@@ -97,18 +99,19 @@ def _problem(what: str, name_or_path: str, known: list[str]) -> str | None:
 
 
 def _engines() -> dict[str, Path]:
-    return _named(_folder())
+    return _named(profiles_folder())
 
 
 def _routers() -> dict[str, Path]:
-    return _named(_folder() / "routers")
+    return _named(profiles_folder() / "routers")
 
 
 def _named(folder: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def _folder() -> Path:
+def profiles_folder() -> Path:
+    """Where the profiles are that come with pdctl."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "profiles_data"  # in a wheel; a checkout has the folder at its top
     return installed if installed.is_dir() else package.parent / "profiles"

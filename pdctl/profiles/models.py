@@ -1,7 +1,8 @@
 """What a profile says: how to start each role of an engine, or a router, and how to look after it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -9,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pdctl.profiles.templates import (
     OPTIONAL_PLACEHOLDERS,
     PLACEHOLDERS,
+    ROUTER_PLACEHOLDERS,
     Arguments,
     Environment,
     Section,
@@ -29,12 +31,18 @@ LoadName = Literal[
     "transferred_bytes",
     "transports",
     "requests",
+    "ttft_seconds",
+    "ttft_count",
+    "tpot_seconds",
+    "tpot_count",
+    "draining",
 ]
 Metrics = dict[LoadName, str]  # Prometheus name, with the labels that a sample must have; docs/profiles.md
 
 OWN_PROTOCOLS = ("builtin", "fastdeploy", "sglang", "vllm-mooncake", "vllm-nixl")  # those that pdctl's router speaks
 
 PORT_PURPOSE = "^[a-z0-9_-]+$"
+_WITH_FLAG = re.compile("--[^=]+=")
 
 
 class Readiness(Section):
@@ -58,6 +66,7 @@ class Trouble(Section):
 
     pattern: str  # a regular expression
     advice: str
+    port_taken: bool = False  # another process was faster to take a port: the engine is planned again with others
 
     @field_validator("pattern")
     @classmethod
@@ -75,12 +84,19 @@ class Port(Section):
     # Bound by the process; picked by the plan; or there only if the user gives the flag that takes them.
     kind: Literal["reported", "chosen", "given"]
     per: Literal["engine", "dp", "rank"] = "engine"
+    count: int = Field(default=1, ge=1)  # for each of those
     consecutive: bool = False  # the process is told the first, and counts from there
-    of_head: bool = False  # an engine's processes on its other hosts are told the first one's
+    of_head: bool = False  # an engine's processes on its other hosts are told the first one's, and bind none
 
-    def count(self, tp: int, dp: int) -> int:
+    def needed(self, tp: int, dp: int) -> int:
         """How many an engine has."""
-        return {"engine": 1, "dp": dp, "rank": tp * dp}[self.per]
+        return self.count * {"engine": 1, "dp": dp, "rank": tp * dp}[self.per]
+
+    @model_validator(mode="after")
+    def _is_a_row(self) -> Self:
+        if self.count > 1 and not self.consecutive:
+            raise ValueError("count: more than one are in a row: give consecutive: true too")
+        return self
 
 
 def _port(value: object) -> object:
@@ -118,6 +134,7 @@ class Limits(Section):
 
     max_tp: int | None = Field(default=None, ge=1)
     max_dp: int | None = Field(default=None, ge=1)
+    min_dp: int = Field(default=1, ge=1)
 
 
 class Packages(Section):
@@ -138,7 +155,7 @@ class Profile(Section):
     # How prefill and decode work together: a protocol of the router's, or one that only another router speaks.
     protocol: str
     # How the router knows of it: it registers with the deployment's token; without; or the router is told at its start.
-    registers: Literal["with token", "without token", "no"] = "no"
+    registers: Literal["with token", "without token", "never"] = "never"
     gpus: Literal["none", "optional", "required"]
     dp_shares_gpus: bool = False  # its data parallel ranks use the same GPUs as its tensor parallel ones
     on_own_address: bool = False  # it is reached at its host's own address also where everything runs on one host
@@ -171,10 +188,23 @@ class Profile(Section):
     @model_validator(mode="after")
     def _check_placeholders(self) -> Self:
         for name, role in self.roles.items():
-            arguments = self.arguments(name, follower=True)
-            _refuse_unknown(f"role {name}", [*arguments, *self.environment(name).values()], role.ports)
-            _refuse_lone_values(f"role {name}", arguments, role.ports)
+            arguments, ports = self.arguments(name, follower=True), _port_names(role.ports)
+            known = [*PLACEHOLDERS, *OPTIONAL_PLACEHOLDERS, *ports]
+            _refuse_unknown(f"role {name}", [*arguments, *self.environment(name).values()], known)
+            optional = [*OPTIONAL_PLACEHOLDERS, *_port_names(role.ports, "given")]
+            _refuse_lone_values(f"role {name}", arguments, optional)
         return self
+
+
+class Listing(Section):
+    """How a router is told of the engines of a role."""
+
+    once: Arguments = ()  # before all of them
+    each: Arguments = Field(min_length=1)  # {engine} is its host:port, {bootstrap} its port of that purpose, if any
+
+
+def _listing(value: object) -> object:
+    return value if isinstance(value, dict | Listing) else {"each": value}
 
 
 class RouterProfile(Section):
@@ -185,8 +215,7 @@ class RouterProfile(Section):
     protocols: tuple[str, ...] = Field(min_length=1)  # those of the engines that it can serve
     command: Arguments = Field(min_length=1)
     env: Environment = Field(default={})
-    # What is added for each engine of a role; {engine} is its host:port, {bootstrap} its port of that purpose.
-    engines: dict[EngineRole, Arguments] = Field(default={})
+    engines: dict[EngineRole, Annotated[Listing, BeforeValidator(_listing)]] = Field(default={})
     pd: Arguments = ()  # added where there are prefill and decode engines
     ports: Ports
     starts: Literal["before engines", "after engines"] = "before engines"
@@ -196,28 +225,44 @@ class RouterProfile(Section):
 
     _has_api = field_validator("ports")(_check_api)
 
+    @property
+    def role_flags(self) -> set[str]:
+        """The flags that follow from the roles of a topology: those for its engines, and the switches among `pd`."""
+        listed = [one for listing in self.engines.values() for one in (*listing.once, *listing.each)]
+        switches = [token for token, following in pairwise((*_texts(self.pd), "--")) if following.startswith("--")]
+        return {text for text in (*_texts(listed), *switches) if text.startswith("--")}
+
     @model_validator(mode="after")
     def _check_placeholders(self) -> Self:
-        _refuse_unknown("a router", [*self.command, *self.pd, *self.env.values()], self.ports)
-        for role, arguments in self.engines.items():
-            _refuse_unknown(f"role {role}", arguments, self.ports, "engine", "bootstrap")
+        known = [*ROUTER_PLACEHOLDERS, *_port_names(self.ports)]
+        listings = self.engines.items()
+        of_all = [*self.command, *self.pd, *(one for _, listing in listings for one in listing.once)]
+        _refuse_unknown("a router", [*of_all, *self.env.values()], known)
+        _refuse_lone_values("a router", of_all, _port_names(self.ports, "given"))
+        for role, listing in listings:
+            _refuse_unknown(f"role {role}", listing.each, [*known, "engine", "bootstrap"])
+        for template in (*of_all, *self.env.values(), *(one for _, listing in listings for one in listing.each)):
+            if template.versions:
+                raise ValueError(f"versions {template.versions!r}: the version of a router is not known: leave it out")
         return self
 
 
-def _refuse_unknown(of: str, templates: list[Template] | Arguments, ports: dict[str, Port], *more: str) -> None:
-    known = [*PLACEHOLDERS, *OPTIONAL_PLACEHOLDERS, *(f"port.{purpose}" for purpose in ports), *more]
+def _texts(templates: Iterable[Template]) -> Iterator[str]:
+    return (text for template in templates for text in template.texts)
+
+
+def _port_names(ports: dict[str, Port], *kinds: str) -> list[str]:
+    return [f"port.{purpose}" for purpose, port in ports.items() if not kinds or port.kind in kinds]
+
+
+def _refuse_unknown(of: str, templates: Iterable[Template], known: list[str]) -> None:
     for found in (name for template in templates for name in template.placeholders()):
         if found not in known:
             raise ValueError(f"unknown placeholder {{{found}}} of {of}, {nearest(found, known)}")
 
 
-def _refuse_lone_values(of: str, arguments: Arguments, ports: dict[str, Port]) -> None:
-    given = (f"port.{purpose}" for purpose, port in ports.items() if port.kind == "given")
-    optional = {f"{{{placeholder}}}" for placeholder in (*OPTIONAL_PLACEHOLDERS, *given)}
-    for first in _lone(arguments):
-        if first in optional:
+def _refuse_lone_values(of: str, arguments: Iterable[Template], optional: list[str]) -> None:
+    for template in arguments:
+        first, *more = template.texts
+        if not more and not _WITH_FLAG.match(first) and set(template.placeholders()) & set(optional):
             raise ValueError(f'{first} of {of} can be missing: put it in a list with its flag, [--flag, "{first}"]')
-
-
-def _lone(arguments: Arguments) -> Iterator[str]:
-    return (template.texts[0] for template in arguments if len(template.texts) == 1)

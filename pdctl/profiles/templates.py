@@ -14,8 +14,11 @@ PLACEHOLDERS = (
 )
 # These may have no value: an argument or variable that holds one is left out then.
 OPTIONAL_PLACEHOLDERS = (
-    *("gpus", "nics", "ucx_net_devices", "dp", "dp_local", "dp_start", "nodes", "tp_nodes", "node_rank", "head"),
+    *("gpus", "nics", "ucx_net_devices", "loopback"),
+    *("dp", "dp_local", "dp_start", "nodes", "tp_nodes", "node_rank", "head"),
 )
+# The same of a router that has a profile.
+ROUTER_PLACEHOLDERS = ("python", "bin", "model", "name", "work_dir", "host", "advertise_host")
 _PURPOSE = "[a-z0-9_-]+"
 _PLACEHOLDER = re.compile(rf"\{{([a-z_]+(?:\.{_PURPOSE})?)\}}")
 _NEWEST = "9999"  # the version of an engine whose version is not known

@@ -20,11 +20,12 @@ from pdctl.router.figures.metrics import InstanceFigures, Metrics, ModelNames
 from pdctl.router.figures.tracing import make_tracer
 from pdctl.router.requests.admission import Admission
 from pdctl.router.requests.exchange import Exchange
+from pdctl.router.requests.releases import Releases
 from pdctl.router.requests.report import Reports
 from pdctl.router.requests.selection import Selector
 from pdctl.router.routes import Routes
 from pdctl.router.settings import FixedInstance, Settings
-from pdctl.router.workers.bus import Aborted, Bus, Drained, Message, Registered, Removed, Reopen
+from pdctl.router.workers.bus import Aborted, Bus, Drained, Found, Message, Registered, Removed, Reopen
 from pdctl.router.workers.shared import Shared
 
 log = logging.getLogger(__name__)
@@ -47,12 +48,13 @@ class Router:
         self.index = PrefixIndex()
         self.selector = Selector(self.registry, settings, self.index, self.metrics)
         self.admission = Admission(settings.queue_size)
-        self.health = HealthChecks(self.registry, settings.limits)
+        self.health = HealthChecks(self.registry, settings.limits, self._tell_found)
         self.server = Server(Routes(self).answer, self._note_idle, settings.limits)
         self.usage = _usage(settings, shared, self.bus.worker)
         self._tls = server_context(settings.certificate, settings.private_key)
         self.access_log = AccessLog(settings.access_log) if settings.access_log is not None else None
         self.reports = Reports(self)
+        self.releases = Releases(self.metrics, settings.limits.prefill_linger)
         self.tracing = make_tracer(settings.otlp_endpoint)
         self.in_flight: dict[str, Exchange] = {}
         self.stopping = False
@@ -113,6 +115,7 @@ class Router:
             self._load_reports.close()
         self.server.close()
         self.admission.close()
+        self.releases.close()
         for instance in self.registry.instances.values():
             instance.pool.close()
         self.reports.tell()
@@ -172,11 +175,16 @@ class Router:
         for exchange in tuple(self.in_flight.values()):
             exchange.engine_hangs(instance.key, reason)
 
+    def _tell_found(self, instance: Instance) -> None:
+        self.bus.publish(Found(instance.key, instance.engine_id, instance.served))
+
     def _take(self, message: Message) -> None:
         """Do as another worker has done."""
         match message:
-            case Registered(registration, engine_id, news):
-                self.registry.admit_told(registration, engine_id, news=news)
+            case Registered(registration, engine_id, news, served):
+                self.registry.admit_told(registration, engine_id, served, news=news)
+            case Found(key, engine_id, served):
+                self.registry.bring_in_told(key, engine_id, served)
             case Aborted(ids):
                 self.abort(ids)
             case Drained(key, draining):

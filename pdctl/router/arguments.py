@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 from urllib.parse import urlsplit
 
 from pdctl.errors import PdctlError
@@ -13,7 +13,7 @@ from pdctl.router.access.api_keys import load_api_keys
 from pdctl.router.access.tokens import load_token
 from pdctl.router.policies import NAMES
 from pdctl.router.protocols import PROTOCOLS
-from pdctl.router.settings import FixedInstance, Limits, Settings
+from pdctl.router.settings import FixedInstance, Limits, Role, Settings
 from pdctl.router.upstream.pool import address
 
 _MAX_WORKERS = 64
@@ -38,7 +38,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Settings, bool]:
         splitwise=splitwise,
         protocol=arguments.protocol,
         fixed=fixed,
-        admitted=frozenset(address(host, port) for host, port in map(_admitted, arguments.admit)),
+        admitted=dict(_admitted(role, url) for role, url in arguments.admit),
         prefill_policy=arguments.prefill_policy,
         decode_policy=arguments.decode_policy,
         mixed_policy=arguments.mixed_policy,
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill", nargs="+", action="append", default=[], metavar=("URL", "BOOTSTRAP_PORT"))
     add("--decode", action="append", default=[], metavar="URL")
     add("--mixed", action="append", default=[], metavar="URL")
-    add("--admit", action="append", default=[], metavar="URL",
-        help="an engine that registers, but cannot show the deployment's token")  # fmt: skip
+    add("--admit", nargs=2, action="append", default=[], metavar=("ROLE", "URL"),
+        help="a FastDeploy engine that registers, but cannot show the deployment's token")  # fmt: skip
     add("--protocol", choices=PROTOCOLS, default=defaults.protocol, help="of the engines named here")
     add("--prefill-policy", choices=NAMES, default=defaults.prefill_policy)
     add("--decode-policy", choices=NAMES, default=defaults.decode_policy)
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fixed(role: Literal["prefill", "decode", "mixed"], given: list[list[str]]) -> list[FixedInstance]:
+def _fixed(role: Role, given: list[list[str]]) -> list[FixedInstance]:
     instances = []
     for url, *bootstrap in given:
         host, port = _host_and_port(role, url)
@@ -116,8 +116,11 @@ def _fixed(role: Literal["prefill", "decode", "mixed"], given: list[list[str]]) 
     return instances
 
 
-def _admitted(url: str) -> tuple[str, int]:
-    return _host_and_port("admit", url)
+def _admitted(role: str, url: str) -> tuple[str, Role]:
+    known = next((one for one in get_args(Role) if one == role), None)
+    if known is None:
+        raise PdctlError(f"--admit {role} {url}: before the URL comes the engine's role: {', '.join(get_args(Role))}")
+    return address(*_host_and_port("admit", url)), known
 
 
 def _host_and_port(flag: str, url: str) -> tuple[str, int]:

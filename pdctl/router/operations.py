@@ -6,6 +6,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from pdctl.router.access.origin import refusal, without_claims
 from pdctl.router.access.tokens import authorized, bearer
 from pdctl.router.client.server import Client
 from pdctl.router.engines.instance import Instance, Registration, parse_registration
@@ -40,27 +41,27 @@ class Operations:
 
     def register(self, request: Request, client: Client) -> Job:
         """POST /register: an engine's first or repeated registration."""
-        return Job(client, self._register(request))
+        return Job(client, self._register(request, client.host))
 
     def abort(self, request: Request, client: Client) -> Job:
         """POST /v1/abort_requests: passed on to every engine."""
         return Job(client, self._abort(request))
 
-    def registered(self, request: Request, client: Client) -> None:
-        """GET /registered: what the live instances say about themselves."""
+    def registered(self, request: Request, client: Client) -> Job:
+        """GET /registered: what the live instances say about themselves; answered when every worker knows of them."""
         live = self._router.registry.live
         answer = {
             "prefill": [i.registration for i in live("prefill")],
             "decode": [i.registration for i in live("decode")],
             "mixed": [i.registration for i in live("mixed")],
         }
-        client.reply(200, msgspec.json.encode(answer))
+        return Job(client, self._when_settled(answer))
 
-    def registered_number(self, request: Request, client: Client) -> None:
-        """GET /registered_number: how many there are of each role."""
+    def registered_number(self, request: Request, client: Client) -> Job:
+        """GET /registered_number: how many of them there are of each role."""
         live = self._router.registry.live
         numbers = {"mixed": len(live("mixed")), "prefill": len(live("prefill")), "decode": len(live("decode"))}
-        client.reply(200, msgspec.json.encode(numbers))
+        return Job(client, self._when_settled(numbers))
 
     def instances(self, request: Request, client: Client) -> None:
         """GET /instances: every instance that is known, how it is, and what it has to do."""
@@ -105,7 +106,7 @@ class Operations:
             client.reply(404, msgspec.json.encode({"detail": f"there is no instance {key}: see GET /instances"}))
         return instance
 
-    async def _register(self, request: Request) -> Reply:
+    async def _register(self, request: Request, peer: str) -> Reply:
         settings = self._router.settings
         has_token = authorized(settings.token, request)
         if not has_token and not settings.admitted:
@@ -116,8 +117,11 @@ class Operations:
             registration = parse_registration(request.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return 400, {"detail": str(error)}
-        if not has_token and _key(registration) not in settings.admitted:
-            return 401, {"detail": f"the registration of {_key(registration)} needs the deployment's token"}
+        if not has_token:
+            refused = refusal(settings.admitted, registration, peer)
+            if refused is not None:
+                return 401, {"detail": refused}
+            registration = without_claims(registration)
         registry, bus = self._router.registry, self._router.bus
         try:
             news = await registry.register(registration)
@@ -126,7 +130,7 @@ class Operations:
                 bus.publish(Removed(_key(registration)))  # the time until it may come back begins again
             return 400, {"detail": str(error)}
         instance = registry.instances[_key(registration)]
-        bus.publish(Registered(registration, instance.engine_id, news))
+        bus.publish(Registered(registration, instance.engine_id, news, instance.served))
         if news:
             await bus.settle()
         if registration.role != "prefill":

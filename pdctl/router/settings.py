@@ -42,10 +42,13 @@ class Limits:
     tick: float = 1.0  # how often the time limits above are looked at
 
 
+Role = Literal["prefill", "decode", "mixed"]
+
+
 class FixedInstance(NamedTuple):
     """An engine that is named on the command line."""
 
-    role: Literal["prefill", "decode", "mixed"]
+    role: Role
     host: str
     port: int
     bootstrap_port: int
@@ -60,7 +63,7 @@ class Settings:
     splitwise: bool = False
     protocol: str = "builtin"  # of the fixed instances
     fixed: tuple[FixedInstance, ...] = ()
-    admitted: frozenset[str] = frozenset()  # host:port of engines that may register without the token
+    admitted: dict[str, Role] = field(default_factory=dict)  # by host:port: who may register without the token
     prefill_policy: str = "process_tokens"
     decode_policy: str = "request_num"
     mixed_policy: str = "request_num"

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pdctl.profiles import engine_problem, router_problem
+from pdctl.profiles import engine_problem, load_router_profile, router_problem
 from pdctl.topology.models import OWN_ROUTER, Topology
 from pdctl.validation import Problem, nearest
 from pdctl.yamlfile import Key, show_key
@@ -17,8 +17,15 @@ def _engine(topology: Topology) -> Iterator[Problem]:
     if problem := engine_problem(topology.engine):
         yield Problem(("engine",), problem)
     kind = topology.router.kind
-    if kind != OWN_ROUTER and (problem := router_problem(kind, OWN_ROUTER)):
+    if kind == OWN_ROUTER:
+        return
+    if problem := router_problem(kind, OWN_ROUTER):
         yield Problem(("router", "kind"), problem)
+        return
+    role_flags = load_router_profile(kind).role_flags
+    for flag in topology.router.args:
+        if f"--{flag.replace('_', '-')}" in role_flags:
+            yield Problem(("router", "args", flag), f"{flag} cannot be given here: it follows from the roles")
 
 
 def _roles(topology: Topology) -> Iterator[Problem]:

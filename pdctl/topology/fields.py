@@ -1,9 +1,9 @@
 """The values of a topology's keys, and what is wrong with those that are none."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from pdctl.validation import describe
 
@@ -59,6 +59,15 @@ def groups_of(value: object) -> object:
     return value
 
 
+def gpus_of(value: object) -> object:
+    """Return a list of GPUs; None for auto."""
+    if value is None or value == "auto":
+        return None
+    if not isinstance(value, list):
+        raise ValueError(f"expected auto or a list of numbers, got {describe(value)}")
+    return value
+
+
 def host_of(value: object) -> object:
     """Return a host as a mapping."""
     if value == "local":
@@ -78,6 +87,23 @@ class Section(BaseModel):
     """A mapping in a topology."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+class Secret(Section):
+    """Where a variable's value is found when the process is started: it is in no file of pdctl's."""
+
+    model_config = ConfigDict(frozen=True)
+
+    env: str | None = Field(default=None, min_length=1, description="A variable of the shell that runs `pdctl up`.")
+    file: str | None = Field(
+        default=None, min_length=1, description="A file on the machine that runs `pdctl up`, relative to this file."
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give either env or file")
+        return self
 
 
 WholeNumber = Annotated[int, BeforeValidator(whole_number)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pdctl.errors import TopologyError
 from pdctl.topology.checks import find_problems
-from pdctl.topology.fields import safe_name
+from pdctl.topology.fields import Secret, safe_name
 from pdctl.topology.interpolation import interpolate
-from pdctl.topology.models import EngineGroup, Host, Topology
+from pdctl.topology.models import ROLES, EngineGroup, Host, Topology
 from pdctl.validation import Problem, refusal, validate
 from pdctl.yamlfile import read_yaml
 
@@ -38,8 +38,18 @@ def _read(path: Path) -> Topology:
             "model": _located(topology.model, path.parent, (".gguf",), Path.exists),
             "engine": _located(topology.engine, path.parent, _PROFILES, Path.is_file),
             "router": topology.router.model_copy(
-                update={"kind": _located(topology.router.kind, path.parent, _PROFILES, Path.is_file)}
+                update={
+                    "kind": _located(topology.router.kind, path.parent, _PROFILES, Path.is_file),
+                    "secrets": _located_secrets(topology.router.secrets, path.parent),
+                }
             ),
+            **{
+                role: [
+                    group.model_copy(update={"secrets": _located_secrets(group.secrets, path.parent)})
+                    for group in getattr(topology, role)
+                ]
+                for role in ROLES
+            },
             "hosts": {name: _located_host(host, path.parent) for name, host in topology.hosts.items()},
         }
     )
@@ -63,6 +73,15 @@ def _located_host(host: Host, folder: Path) -> Host:
     if host.ssh is not None or host.python is None or "/" not in host.python:
         return host
     return host.model_copy(update={"python": _located(host.python, folder, (), Path.exists)})
+
+
+def _located_secrets(secrets: dict[str, Secret], folder: Path) -> dict[str, Secret]:
+    return {
+        name: Secret(file=os.path.normpath((folder / Path(secret.file).expanduser()).absolute()))
+        if secret.file
+        else secret
+        for name, secret in secrets.items()
+    }
 
 
 def _missing_model(topology: Topology) -> list[Problem]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, model_validator
 
 from pdctl.profiles import EngineRole
 from pdctl.topology.fields import (
@@ -11,12 +11,15 @@ from pdctl.topology.fields import (
     Argument,
     Flag,
     SafeName,
+    Secret,
     Section,
     WholeNumber,
+    gpus_of,
     groups_of,
     host_of,
     whole_number,
 )
+from pdctl.topology.restart import Restart, RestartField
 
 HERE = "here"  # what this machine is called where the topology gives it no other name
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -35,7 +38,7 @@ Policy = Literal[
 
 OWN_ROUTER = "pdctl"
 # What another router may be told by a key of its own; its flags for everything else are given in args.
-_OF_ALL_ROUTERS = ("kind", "port", "host", "bind", "args")
+_OF_ALL_ROUTERS = ("kind", "port", "host", "bind", "args", "env", "secrets", "restart")
 
 _FROM_ROLES = "it follows from the roles"
 _NO_TLS = "pdctl itself asks the router by plain HTTP"
@@ -49,12 +52,15 @@ _NOT_FOR_ROUTER = {
 }
 
 
-def _router_flags(value: dict[str, object]) -> dict[str, object]:
+def _router_flags(value: dict[str, object], info: ValidationInfo) -> dict[str, object]:
+    own = info.data.get("kind") == OWN_ROUTER
     for flag in value:
         key = flag.replace("-", "_")
-        if key in Router.model_fields:
+        if key == "host":
+            raise ValueError(f"{flag} cannot be given here: `router: {{bind: ...}}` is where it listens")
+        if key in (Router.model_fields if own else _OF_ALL_ROUTERS):
             raise ValueError(f"{flag} is a key of its own: `router: {{{key}: ...}}`")
-        if flag in _NOT_FOR_ROUTER:
+        if own and flag in _NOT_FOR_ROUTER:
             raise ValueError(f"{flag} cannot be given here: {_NOT_FOR_ROUTER[flag]}")
     return value
 
@@ -74,6 +80,29 @@ class Host(Section):
         min_length=1,
         description="The Python interpreter that has the engine there. Default: the one that runs pdctl.",
         examples=["/opt/serving/bin/python"],
+    )
+    host_keys: Literal["known", "accept-new"] = Field(
+        default="known",
+        description="Which host keys are trusted: those in your known_hosts, or also those of hosts never seen before, "
+        "which are kept there. A key that has changed is refused in any case.",
+        examples=["accept-new"],
+    )
+    env: dict[str, str] = Field(
+        default={},
+        description="Environment variables for everything that is started there; a role's own go before.",
+        examples=[{"HF_HOME": "/data/hf"}],
+    )
+    workdir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The folder in which everything is started, on that host.",
+        examples=["/srv/serving"],
+    )
+    setup: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Shell commands that bash runs right before anything there is started, in the same environment.",
+        examples=["source /opt/intel/setvars.sh"],
     )
     address: Address | None = Field(
         default=None,
@@ -127,6 +156,15 @@ class Router(Section):
         "than these of a prompt are not in its cache. 0: never.",
         examples=[256],
     )
+    env: dict[str, str] = Field(
+        default={}, description="Environment variables for the router.", examples=[{"no_proxy": "*"}]
+    )
+    secrets: dict[str, Secret] = Field(
+        default={},
+        description="Environment variables whose values are read when it is started, from the launcher's environment "
+        "or from a file there, and are never shown or kept.",
+        examples=[{"HF_TOKEN": {"env": "HF_TOKEN"}}],
+    )
     drain_secs: float = Field(
         default=10,
         ge=0,
@@ -139,6 +177,11 @@ class Router(Section):
         description="Further flags for the router, without their dashes, as for engines: see docs/router.md.",
         examples=[{"queue-timeout": 10}],
     )
+    restart: RestartField = Field(
+        default=Restart(),
+        description="What is done when it ends or hangs: on-failure, always, never, or a mapping with more.",
+        examples=["always", {"max_restarts": 10}],
+    )
 
     @model_validator(mode="after")
     def _has_no_keys_of_another(self) -> Self:
@@ -147,6 +190,10 @@ class Router(Section):
         for key in sorted(self.model_fields_set - set(_OF_ALL_ROUTERS)):
             raise ValueError(f"{key} is for pdctl's own router: give the flags of {self.kind} in args")
         return self
+
+
+GpuList = list[Annotated[int, Field(ge=0), BeforeValidator(whole_number)]]
+Gpus = Annotated[GpuList | None, BeforeValidator(gpus_of, json_schema_input_type=Literal["auto"] | GpuList | None)]
 
 
 class EngineGroup(Section):
@@ -164,11 +211,11 @@ class EngineGroup(Section):
     dp: WholeNumber = Field(
         default=1, ge=1, description="Data parallelism within an engine: how many ranks of `tp` GPUs.", examples=[2]
     )
-    gpus: list[Annotated[int, Field(ge=0), BeforeValidator(whole_number)]] | None = Field(
+    gpus: Gpus = Field(
         default=None,
         description="The GPUs to use on each host, as `nvidia-smi` numbers them: as many as its engines have there "
-        "(`replicas` x `tp` x `dp` on one host). Default: free ones where the engine needs GPUs, else none.",
-        examples=[[0, 1]],
+        "(`replicas` x `tp` x `dp` on one host). Default: auto, free ones where the engine needs GPUs, else none.",
+        examples=["auto", [0, 1]],
     )
     args: dict[Flag, Argument] = Field(
         default={},
@@ -179,6 +226,31 @@ class EngineGroup(Section):
     )
     env: dict[str, str] = Field(
         default={}, description="Environment variables for the engine.", examples=[{"HF_HOME": "/data/hf"}]
+    )
+    workdir: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The folder in which the engine is started, on its host: instead of the host's own.",
+        examples=["/srv/serving"],
+    )
+    setup: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Shell commands that bash runs right before the engine is started, after the host's own, in the "
+        "same environment.",
+        examples=["source /opt/intel/setvars.sh"],
+    )
+    secrets: dict[str, Secret] = Field(
+        default={},
+        description="Environment variables whose values are read when it is started, from the launcher's environment "
+        "or from a file there, and are never shown or kept.",
+        examples=[{"HF_TOKEN": {"env": "HF_TOKEN"}}],
+    )
+
+    restart: RestartField = Field(
+        default=Restart(),
+        description="What is done when one ends or hangs: on-failure, always, never, or a mapping with more.",
+        examples=["always", {"max_restarts": 10}],
     )
 
     @property
@@ -192,8 +264,6 @@ class EngineGroup(Section):
             raise ValueError("give either host or hosts")
         if len(set(self.hosts)) < len(self.hosts):
             raise ValueError("hosts: each host can be there once")
-        if max(self.tp * self.dp, len(self.hosts)) % len(self.nodes):
-            raise ValueError(f"tp {self.tp} x dp {self.dp} cannot be shared equally by {len(self.hosts)} hosts")
         return self
 
 
@@ -263,7 +333,8 @@ class Topology(Section):
             return self
         placed: list[Router | EngineGroup] = [self.router, *(group for _, _, group in self.groups())]
         for section in placed:
-            section.host = local if section.host == HERE else section.host
+            if section.host == HERE and not getattr(section, "hosts", None):
+                section.host = local
         return self
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from pdctl.hosts.client import AgentClient
-from pdctl.hosts.local import LocalHost
+from pdctl.hosts.open import open_host
 
 DEADLINE_S = 20.0
 
@@ -64,7 +64,7 @@ class Agent:
     clients: list[AgentClient] = field(default_factory=list)
 
     async def start(self) -> "Agent":
-        await LocalHost("here").start_agent(self.folder, self.run_id)
+        await open_host("here").start_agent(self.folder, self.run_id)
         return self
 
     @property
@@ -79,7 +79,7 @@ class Agent:
         return json.loads((self.folder / "agent.json").read_text())
 
     async def connect(self) -> AgentClient:
-        client = await LocalHost("here").connect(self.folder)
+        client = await open_host("here").connect(self.folder)
         self.clients.append(client)
         return client
 

@@ -1,6 +1,7 @@
 """Ending processes, among them some that may not be signalled."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,4 +53,4 @@ def test_asking_one_of_another_user_to_end_is_no_error(tmp_path: Path, monkeypat
 
     child = Child("p", tmp_path, lambda name, lines: None)
     monkeypatch.setattr(os, "killpg", refuse)
-    child.terminate()
+    child.signal_group(signal.SIGTERM)

@@ -13,7 +13,8 @@ import pytest
 from pdctl.agent.paths import SOCKET_PATH_LIMIT, AgentError, socket_path
 from pdctl.agent.protocol import MAX_MESSAGE_BYTES, encode, read_message
 from pdctl.hosts.client import AgentCallError, AgentGoneError
-from pdctl.hosts.local import HostError, LocalHost
+from pdctl.hosts.host import HostError
+from pdctl.hosts.open import open_host
 from tests.agent.agent_harness import Agent, eventually, eventually_async, is_alive, python
 
 
@@ -83,7 +84,7 @@ async def test_hello(agent: Agent) -> None:
 
 async def test_no_agent(tmp_path: Path) -> None:
     with pytest.raises(AgentGoneError, match="here"):
-        await LocalHost("here").connect(tmp_path)
+        await open_host("here").connect(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from pdctl.agent.probe import probe
 from pdctl.cli.main import app
 from pdctl.errors import ExitCode
-from pdctl.hosts.local import LocalHost
+from pdctl.hosts.host import Host
 from tests.agent.sysfs_trees import SysfsTree, hgx_h100, plain_vm
 
 Run = Callable[..., Any]
@@ -27,10 +27,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     def run(machine: Callable[[Path], SysfsTree], *arguments: str) -> Any:
         tree = machine(tmp_path / "machine")
 
-        async def probe_tree(self: LocalHost, folder: Path, ports: list[int]) -> dict[str, Any]:
+        async def probe_tree(self: Host, folder: Path, ports: list[int]) -> dict[str, Any]:
             return probe(folder, ports, sysfs=tree.sys, dev=tree.dev)
 
-        monkeypatch.setattr(LocalHost, "probe", probe_tree)
+        monkeypatch.setattr(Host, "probe", probe_tree)
         return CliRunner().invoke(app, ["nics", *arguments])
 
     return run
@@ -133,12 +133,6 @@ def test_the_environment_is_shown_where_it_decides(run: Run, monkeypatch: pytest
 def test_a_host_of_a_topology(run: Run, arguments: list[str], name: str):
     done = run(plain_vm, str(EXAMPLES / "two-hosts.yaml"), *arguments, "--json")
     assert json.loads(done.stdout)["host"] == name
-
-
-def test_a_host_that_is_reached_by_ssh_is_refused(run: Run):
-    done = run(plain_vm, str(EXAMPLES / "two-hosts.yaml"), "--host", "second")
-    assert done.exit_code == ExitCode.PLAN
-    assert done.stderr.startswith("error: host second: reaching a host by ssh (ops@10.0.0.5) is not built yet")
 
 
 def test_a_host_that_is_not_known(run: Run):

@@ -22,7 +22,7 @@ class Foreground:
         self.quit, self.held, self.draining, self.drained = (asyncio.Event() for _ in range(4))
         self.died: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.was_patient = False
-        monkeypatch.setattr(up, "run_dashboard", self._view)
+        monkeypatch.setattr(up, "show_deployment", self._view)
         monkeypatch.setattr(up, "launch", self._launch)
         monkeypatch.setattr(up, "hold", self._hold)
         launcher = up._Launcher(load_topology(None), None, Terminal())

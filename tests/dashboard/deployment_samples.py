@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from pdctl.deployment.models import DeploymentStatus, Load, LogLine, ProcessStatus, Progress
+from pdctl.planning.plan import HostPlan, Plan, ProcessPlan
 
 
 def process(name, role=None, **fields):
@@ -34,6 +35,31 @@ def starting(done, total=200, step="loading weights"):
     return process("prefill-0", state="starting", progress=Progress(step=step, done=done, total=total))
 
 
+def a_plan():
+    argv = ("/opt/py/bin/python", "-m", "engine", "--model", "tiny-llama", "--port", "0")
+    engines = [
+        ProcessPlan(
+            name=name,
+            role=name.split("-")[0],
+            host="here",
+            argv=argv,
+            env={"OMP_NUM_THREADS": "2", "HF_API_KEY": "hf_secret"},
+            ports={"api": 0},
+            gpus=(3,),
+        )
+        for name in ("prefill-0", "decode-0")
+    ]
+    router = ProcessPlan(name="router", role="router", host="here", argv=("/opt/py/bin/python", "-m", "pdctl.router"))
+    return Plan(
+        name="chat",
+        model="tiny-llama",
+        engine="builtin",
+        hosts={"here": HostPlan(name="here")},
+        router=router,
+        engines=tuple(engines),
+    )
+
+
 def line(text, name="router"):
     return LogLine(process=name, time=0.0, text=text)
 
@@ -48,6 +74,8 @@ class FakeSource:
         self.asked = asyncio.Event()
         self.reading = 0
         self.states_end = False  # no state is given after the first
+        self.asked_for: list[str] = []  # operations
+        self.answer: asyncio.Future[None] | None = None  # to an operation; None: it is done at once
 
     async def status(self) -> DeploymentStatus:
         if self.asked.is_set() and self.states_end:
@@ -64,3 +92,20 @@ class FakeSource:
                 yield entry
         finally:
             self.reading -= 1
+
+    def plan(self) -> Plan:
+        return a_plan()
+
+    async def restart(self, process: str) -> None:
+        await self._operate(f"restart {process}")
+
+    async def drain(self, process: str) -> None:
+        await self._operate(f"drain {process}")
+
+    async def undrain(self, process: str) -> None:
+        await self._operate(f"undrain {process}")
+
+    async def _operate(self, what: str) -> None:
+        self.asked_for.append(what)
+        if self.answer is not None:
+            await self.answer

@@ -4,8 +4,12 @@ import pty
 import termios
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pdctl.dashboard.keyboard import decode_keys, key_presses
+from pdctl.dashboard.keyboard import KeyDecoder, key_presses
+
+NAMES = {"enter", "backspace", "escape", "up", "down", "left", "right", "home", "end", "page up", "page down"}
 
 
 @pytest.fixture
@@ -65,6 +69,23 @@ async def test_a_hang_up_is_told_once(terminal):
         assert ended.empty()
 
 
+async def test_an_escape_alone_is_a_key_once_nothing_has_followed_it(terminal):
+    master, slave = terminal
+    keys = asyncio.Queue()
+    with key_presses(slave, keys.put_nowait, lambda: None):
+        os.write(master, b"\x1b")
+        assert await next_key(keys) == "escape"
+        os.write(master, b"\x1b[5")
+        os.write(master, b"~q")
+        assert [await next_key(keys) for _ in range(2)] == ["page up", "q"]
+
+
+def decoded(*reads):
+    decoder = KeyDecoder()
+    keys = [key for data in reads for key in decoder.feed(data)]
+    return keys + decoder.flush()
+
+
 @pytest.mark.parametrize(
     ("data", "keys"),
     [
@@ -72,10 +93,36 @@ async def test_a_hang_up_is_told_once(terminal):
         (b"\r\n", ["enter", "enter"]),
         (b"\x7f\x08", ["backspace", "backspace"]),
         (b"\x1b", ["escape"]),
-        (b"\x1b[A\x1b[1;5Cx\x1bOP", ["x"]),  # arrows and function keys
+        (b"\x1bq", ["escape", "q"]),
+        (b"\x1b\x1b[A", ["escape", "up"]),
+        (b"\x1b[A\x1b[B\x1b[C\x1b[D", ["up", "down", "right", "left"]),
+        (b"\x1bOA\x1bOB\x1bOH\x1bOF", ["up", "down", "home", "end"]),  # in a terminal's application mode
+        (b"\x1b[H\x1b[F\x1b[1~\x1b[4~\x1b[7~\x1b[8~", ["home", "end", "home", "end", "home", "end"]),
+        (b"\x1b[5~\x1b[6~", ["page up", "page down"]),
+        (b"\x1b[1;5C\x1b[5;2~", ["right", "page up"]),  # with Ctrl, Shift
+        (b"\x1b[15~\x1bOP\x1b[3~\x1b[Zx", ["x"]),  # keys that have no meaning here
+        (b"\x1b[1\xc3\xa9", ["é"]),  # a sequence that breaks off
+        (b"\x1b[", []),
         (b"\x00\x01\x0c\xff", []),
         ("日".encode(), ["日"]),
     ],
 )
 def test_decoding(data, keys):
-    assert decode_keys(data) == keys
+    assert decoded(data) == keys
+
+
+@given(st.lists(st.sampled_from([b"a", b"\x1b", b"[", b"O", b"5", b";", b"~", b"A", b"q", "é".encode(), b"\xff"])))
+def test_wherever_reads_cut_the_bytes_the_keys_are_the_same(parts):
+    data = b"".join(parts)
+    whole = decoded(data)
+    assert decoded(*(bytes([byte]) for byte in data)) == whole
+    assert all(decoded(data[:at], data[at:]) == whole for at in range(len(data)))
+
+
+@given(st.binary(max_size=60))
+def test_any_bytes_are_keys_or_nothing_and_nothing_is_kept_for_long(data):
+    decoder = KeyDecoder()
+    keys = decoder.feed(data) + decoder.flush()
+    assert all((len(key) == 1 and key.isprintable()) or key in NAMES for key in keys)
+    assert not decoder.is_waiting
+    assert len(decoder.feed(b"\x1b[" + b"1" * 100)) >= 70

@@ -7,7 +7,8 @@ from rich.console import Console
 from pdctl.dashboard import source as source_module
 from pdctl.dashboard.plain import changes
 from pdctl.dashboard.run import run_dashboard
-from pdctl.errors import StateError, StepTimeoutError
+from pdctl.errors import StateError
+from pdctl.hosts.host import HostError
 from tests.dashboard.deployment_samples import FakeSource, deployment, line, process, starting
 
 
@@ -67,15 +68,59 @@ async def test_what_the_source_raises_is_raised(fast):
     assert source.reading == 0
 
 
-async def test_a_state_that_never_comes_is_named(monkeypatch):
+async def test_a_state_that_does_not_come_is_told_once_and_asked_for_again(fast, monkeypatch):
     monkeypatch.setattr(source_module, "STATUS_TIMEOUT_S", 0.01)
 
-    class Stuck(FakeSource):
-        async def status(self):
-            await asyncio.Event().wait()
+    class Slow(FakeSource):
+        looks = 0
 
-    with pytest.raises(StepTimeoutError, match=r"no state of the deployment came within 0\.01 s"):
-        await run_dashboard(Stuck(), Console(file=Lines(), width=80))
+        async def status(self):
+            self.looks += 1
+            if self.looks in (1, 2, 4):
+                await asyncio.Event().wait()
+            return await super().status()
+
+    source, out = Slow(), Lines()
+    task = asyncio.create_task(run_dashboard(source, Console(file=out, width=80)))
+    await out.has("pdctl     | chat is ready: http://127.0.0.1:8000")
+    async with asyncio.timeout(10):
+        while source.looks < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await cancelled(task)
+    told = [text for text in out.getvalue().splitlines() if "no state of the deployment came within 0.01 s" in text]
+    assert len(told) == 2
+
+
+async def test_logs_that_cannot_be_read_for_a_while_are_read_again(fast, monkeypatch):
+    monkeypatch.setattr(source_module, "RETRY_LOGS_S", 0.01)
+
+    class Broken(FakeSource):
+        tails = ()
+
+        async def logs(self, *, follow, tail):
+            self.tails += (tail,)
+            if len(self.tails) == 1:
+                raise HostError("host far: cannot logs: no space")
+            async for entry in super().logs(follow=follow, tail=tail):
+                yield entry
+
+    source, out = Broken(), Lines()
+    task = asyncio.create_task(run_dashboard(source, Console(file=out, width=80)))
+    await out.has("pdctl     | host far: cannot logs: no space")
+    source.lines.put_nowait(line("again"))
+    await out.has("router    | again")
+    await cancelled(task)
+    assert source.tails == (500, 0)
+
+
+async def test_what_the_output_cannot_hold_is_replaced(fast):
+    source, raw = FakeSource(), io.BytesIO()
+    task = asyncio.create_task(run_dashboard(source, Console(file=io.TextIOWrapper(raw, "latin-1"), width=80)))
+    source.lines.put_nowait(line("déjà vu 日本 ✓"))
+    async with asyncio.timeout(10):
+        while "déjà vu ?? ?\n".encode("latin-1") not in raw.getvalue():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    await cancelled(task)
 
 
 def test_only_changes_are_told():
@@ -99,3 +144,16 @@ def test_an_exit_is_told_with_its_reason():
 def test_a_restart_is_told_even_if_no_poll_saw_it_down():
     before, after = deployment(process("decode-0", pid=5)), deployment(process("decode-0", pid=6))
     assert changes(before, after) == ["decode-0: ready (pid 6)"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"state": "restarting", "exit_code": 1, "restart_in_s": 3.0}, "decode-0: restarting (code 1)"),
+        ({"state": "failed", "exit_code": -9}, "decode-0: failed (signal 9)"),
+        ({"state": "ready", "pid": 5, "draining": True}, "decode-0: ready (pid 5), draining"),
+        ({"state": "unreachable"}, "decode-0: unreachable"),
+    ],
+)
+def test_states(fields, text):
+    assert changes(deployment(process("decode-0", pid=5)), deployment(process("decode-0", **fields))) == [text]

@@ -1,89 +1,20 @@
 import asyncio
-import fcntl
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import sys
 import termios
-import time
 from pathlib import Path
 
 import pytest
 
 from pdctl.dashboard.run import run_dashboard
 from tests.dashboard.deployment_samples import FakeSource
+from tests.dashboard.pty_child import ESCAPES, PtyChild
 
-ROOT = Path(__file__).parents[2]
 CHILD = [sys.executable, "-m", "tests.dashboard.dashboard_child"]
-ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class PtyChild:
-    """A program on a terminal of its own."""
-
-    def __init__(self, argv, *, rows=24, columns=80):
-        self.output = ""
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.chdir(ROOT)
-            # A size in the environment, such as readline sets it, would come before the terminal's own.
-            own = {name: value for name, value in os.environ.items() if name not in ("LINES", "COLUMNS")}
-            os.execvpe(argv[0], argv, own | {"TERM": "xterm-256color"})
-        self.resize(rows, columns)
-        self.before = termios.tcgetattr(self.fd)
-
-    def resize(self, rows, columns):
-        self.rows, self.columns = rows, columns
-        fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def press(self, keys):
-        os.write(self.fd, keys.encode())
-
-    def frame(self):
-        """The rows of the last whole screen that was drawn at the present size."""
-        for drawn in reversed(self.output.split("\x1b[H")):
-            rows = ESCAPES.sub("", drawn).split("\r\n")
-            if [len(row) for row in rows] == [self.columns] * self.rows:
-                return [row.rstrip() for row in rows]
-        return []
-
-    def until(self, condition, timeout=20.0):
-        """Read what the program writes until ``condition`` holds."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            left = deadline - time.monotonic()
-            assert left > 0, f"not within {timeout} s; the last screen:\n" + "\n".join(self.frame())
-            assert self._read(left), f"the program ended; it wrote:\n{self.output}"
-
-    def to_end(self):
-        """Read until the program ends; return whether its terminal is as it was before."""
-        while self._read(20.0):
-            pass
-        attributes = termios.tcgetattr(self.fd)
-        os.waitpid(self.pid, 0)
-        self.pid = 0
-        return attributes == self.before
-
-    def _read(self, timeout):
-        ready, _, _ = select.select([self.fd], [], [], timeout)
-        assert ready, "the program wrote nothing"
-        try:
-            data = os.read(self.fd, 65536)
-        except OSError:
-            return False
-        self.output += data.decode(errors="replace")
-        return bool(data)
-
-    def close(self):
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        os.close(self.fd)
 
 
 @pytest.fixture
@@ -102,6 +33,10 @@ def logs_of(child):
     return {row.split(" │ ")[0].strip() for row in child.frame() if "│ tick" in row}
 
 
+def latest_tick(child):
+    return max((int(row.split(" │ tick ")[1].split()[0]) for row in child.frame() if " │ tick " in row), default=0)
+
+
 def screen_was_left(child):
     return child.output.rstrip().endswith("\x1b[?1049l") and child.output.rfind("\x1b[?25h") > child.output.rfind("│")
 
@@ -116,7 +51,8 @@ def test_screen_shows_processes_and_follows_logs_and_q_ends_it(child, outcome):
     assert frame[3].split()[:2] == ["2", "prefill-0"]
     assert len(frame) == 24
     assert frame[-1].endswith("q end the test")
-    child.until(lambda: any("tick 10 " in row for row in child.frame()))
+    assert any(row.startswith("tok/s") for row in frame)
+    child.until(lambda: latest_tick(child) > 10)
     child.press("q")
     assert child.to_end()
     assert outcome.read_text() == "returned"
@@ -126,17 +62,69 @@ def test_screen_shows_processes_and_follows_logs_and_q_ends_it(child, outcome):
 
 def test_keys_filter_the_logs(child):
     child.until(lambda: logs_of(child) == ALL)
-    child.press("2")
+    child.press("2h")
     child.until(lambda: logs_of(child) == {"router", "decode-0"})
     child.press("a")
     child.until(lambda: logs_of(child) == ALL)
-    child.press("/OF dec\r")
+    child.press("fOF dec\r")
     child.until(lambda: logs_of(child) == {"decode-0"})
     child.press("p")
-    child.until(lambda: any("paused, " in row and "paused, 0 new" not in row for row in child.frame()))
+    child.until(lambda: any("paused, " in row and " 0 new" not in row for row in child.frame()))
     shown = [row for row in child.frame() if "│ tick" in row]
-    child.until(lambda: any(re.search(r"paused, \d\d+ new", row) for row in child.frame()))
+    child.until(lambda: any(re.search(r"paused, .* \d\d+ new", row) for row in child.frame()))
     assert [row for row in child.frame() if "│ tick" in row] == shown
+
+
+def test_logs_are_searched_and_scrolled_while_they_come(child):
+    child.until(lambda: latest_tick(child) > 20)
+    child.press("/tick 7 of router\r")
+    child.until(lambda: any(row.startswith("router    > tick 7 of router") for row in child.frame()))
+    child.press("\x1b[6~")  # page down
+    child.until(lambda: child.frame() and not any("│ tick 7 of router" in row for row in child.frame()))
+    assert "scrolled, " in "".join(child.frame())
+    child.press("\x1bOF")  # End
+    child.until(lambda: latest_tick(child) > 25)
+    assert "scrolled, " not in "".join(child.frame())
+
+
+def test_a_restart_is_asked_for_in_the_last_line_and_its_outcome_pinned(child):
+    child.until(lambda: logs_of(child) == ALL)
+    child.press("\x1b[C\x1b[C\x1b[C" + "r")
+    child.until(lambda: child.frame()[-1].startswith("restart decode-0? it is stopped and started again"))
+    child.press("y")
+    child.until(lambda: child.frame()[1].startswith("0s ago: decode-0 was restarted"))
+    child.press("x")
+    child.until(lambda: child.frame()[1].split()[:1] == ["PROCESS"])
+
+
+def test_the_plan_is_read_over_the_whole_screen(child, outcome):
+    child.until(lambda: logs_of(child) == ALL)
+    child.press("o")
+    child.until(lambda: child.frame()[0].startswith("── plan of chat ─"))
+    child.press("q")
+    child.until(lambda: logs_of(child) == ALL)
+    child.press("q")
+    assert child.to_end()
+    assert outcome.read_text() == "returned"
+
+
+def test_without_colour_the_screen_is_drawn_all_the_same(outcome):
+    child = PtyChild([*CHILD, str(outcome)], NO_COLOR="1")
+    try:
+        child.until(lambda: logs_of(child) == ALL)
+        assert not re.search(r"\x1b\[[0-9;]*[34][0-9]", child.output)
+    finally:
+        child.close()
+
+
+@pytest.mark.parametrize("variables", [{"TERM": "dumb"}, {"TERM": ""}, {"PYTHONIOENCODING": "latin-1"}])
+def test_where_a_screen_cannot_be_drawn_lines_are_written(outcome, variables):
+    child = PtyChild([*CHILD, str(outcome)], **variables)
+    try:
+        child.until(lambda: "decode-0  | tick 3 of decode-0" in ESCAPES.sub("", child.output))
+        assert "\x1b[?1049h" not in child.output
+    finally:
+        child.close()
 
 
 def test_resizing_is_followed_even_when_nothing_else_changes(outcome):

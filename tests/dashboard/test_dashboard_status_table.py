@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pdctl.dashboard.status_table import process_lines, progress_text, render_status
+from pdctl.dashboard.status_table import process_table, progress_text, render_status
 from pdctl.deployment.models import Progress
 from tests.dashboard.deployment_samples import deployment, process, starting
 
@@ -55,13 +55,59 @@ def test_narrow_terminals_keep_name_and_state_longest():
 
 @given(st.integers(1, 160))
 def test_lines_are_as_wide_as_the_table_and_never_wider_than_the_terminal(width):
-    processes = [*deployment().processes, starting(3)]
-    lines = process_lines(processes, width=width)
+    processes = [*deployment().processes, starting(3).model_copy(update={"name": "prefill-1"})]
+    lines = [line.text for line in process_table(processes, width=width)]
     assert len(lines) == 5
     assert len({line.cell_len for line in lines}) == 1
     name_width = max(len(process.name) for process in processes) + 2
     assert lines[0].cell_len <= max(width, name_width)
     assert lines[0].plain.split()[0] == "PROCESS"
+
+
+def test_several_hosts_are_groups_in_the_order_of_their_first_process():
+    there = {"host": "gpu-b"}
+    processes = [
+        process("router", cpu_percent=2),
+        process("prefill-0", **there, cpu_percent=50, memory_bytes=2e9),
+        process("prefill-1"),
+        process("decode-0", **there, cpu_percent=70, memory_bytes=1e9),
+        process("decode-1", host="gpu-c", state="unreachable"),
+        process("decode-2", host="gpu-d", state="unknown"),
+    ]
+    lines = process_table(processes)
+    assert [line.process for line in lines] == [
+        *(None, None, "router", "prefill-1"),
+        *(None, "prefill-0", "decode-0"),
+        *(None, "decode-1"),
+        *(None, "decode-2"),
+    ]
+    assert lines[0].text.plain.split()[:3] == ["PROCESS", "ROLE", "PID"]
+    assert lines[1].text.plain == "here  reached  2 processes  CPU 2%  MEM 0 B"
+    assert lines[4].text.plain == "gpu-b  reached  2 processes  CPU 120%  MEM 3.0 GB"
+    assert lines[7].text.plain == "gpu-c  unreachable  1 process"
+    assert lines[9].text.plain == "gpu-d  unknown  1 process"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"state": "restarting", "restart_in_s": 7.6, "exit_code": 1}, "restarting in 8s"),
+        ({"state": "failed", "exit_code": 1}, "failed (code 1)"),
+        ({"state": "unreachable"}, "unreachable"),
+        ({"state": "ready", "draining": True}, "ready, draining"),
+    ],
+)
+def test_states(fields, text):
+    assert text in row(shown(deployment(process("decode-0", **fields))), "decode-0")
+
+
+def test_the_last_line_of_a_process_that_has_ended_is_shown_without_escapes():
+    failed = process("decode-0", state="failed", exit_code=1, last_line="\x1b[31mValueError: no [GPU]\x1b[0m")
+    assert "decode-0: ValueError: no [GPU]\n" in shown(deployment(failed))
+
+
+def test_nothing_runs():
+    assert shown(deployment(state="down").model_copy(update={"processes": []})).split()[:2] == ["chat", "down"]
 
 
 def test_progress_without_a_total_is_its_step():

@@ -79,4 +79,45 @@ def test_each_figure_is_of_the_processes_it_is_about():
     assert traffic.kv_bytes.total == 6e6
     assert traffic.transferred_tokens.total == 42
     assert traffic.local_tokens.total == 9
-    assert traffic.local_by == {"decode-1": 9.0}
+
+
+def _timed(router, engines):
+    """A status after so many seconds of first and next tokens, of 10 requests and 100 tokens a second."""
+
+    def load(times):
+        if times is None:
+            return Load()
+        return Load(ttft_seconds=times[0], ttft_count=times[1], tpot_seconds=times[2], tpot_count=times[3])
+
+    return deployment(
+        process("router", load=load(router)),
+        process("prefill-0", load=load((9e3, 1.0, 9e3, 1.0))),
+        process("decode-0", load=load(engines)),
+        process("mixed-0", load=load(engines)),
+    )
+
+
+def test_latencies_are_means_of_what_was_measured_of_late():
+    traffic = Traffic()
+    traffic.update(_timed((100.0, 1000.0, 0.0, 0.0), (50.0, 10.0, 5.0, 100.0)), 0.0)
+    assert (traffic.ttft.value, traffic.tpot.value) == (None, None)
+    traffic.update(_timed((102.0, 1010.0, 0.0, 0.0), (59.0, 20.0, 7.0, 200.0)), 1.0)
+    assert traffic.ttft.value == pytest.approx(0.2)  # the router's
+    assert traffic.tpot.value == pytest.approx(0.02)  # the engines' that generate
+    traffic.update(_timed(None, (99.0, 30.0, 9.0, 300.0)), 2.0)  # the router does not answer for once
+    assert traffic.ttft.value == pytest.approx(0.2)
+
+
+def test_first_tokens_are_timed_by_the_engines_where_the_router_does_not():
+    traffic = Traffic()
+    traffic.update(_timed(None, (50.0, 10.0, 5.0, 100.0)), 0.0)
+    traffic.update(_timed(None, (55.0, 20.0, 5.0, 100.0)), 1.0)
+    assert traffic.ttft.value == pytest.approx(0.5)
+    assert traffic.tpot.value is None
+
+
+def test_what_waits_is_added_up():
+    traffic = Traffic()
+    loads = {"router": Load(waiting=2), "prefill-0": Load(waiting=3), "decode-0": Load()}
+    traffic.update(deployment(*(process(name, load=load) for name, load in loads.items())), 0.0)
+    assert traffic.waiting == 5

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.dashboard.units import format_bytes, format_count, format_duration, format_rate
+from pdctl.dashboard.units import format_bytes, format_count, format_duration, format_latency, format_rate
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,11 @@ def test_durations(seconds, text):
 @given(st.floats(0, 1e14))
 def test_bytes_stay_short(count):
     assert len(format_bytes(count)) <= 8
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.00 ms"), (0.00843, "8.43 ms"), (0.0123, "12.3 ms"), (0.123, "123 ms"), (0.9996, "1.00 s"), (75, "75.0 s")],
+)
+def test_latencies(seconds, text):
+    assert format_latency(seconds) == text

@@ -15,13 +15,21 @@ from pdctl.deployment.launch import launch
 from pdctl.deployment.store import DeploymentFolder
 from pdctl.deployment.teardown import stop_deployment
 from pdctl.planning.plan import ROUTER_PLACEHOLDER, HostPlan, Plan, ProcessPlan, Readiness, Role
+from pdctl.topology.restart import Restart
 
 FAKE = Path(__file__).with_name("fake_process.py")
+NO_RESTART = Restart(policy="never")
 METRICS = {"running": "fake_running", "transferred_tokens": 'fake_tokens_total{source="b"}'}
 
 
 def process(
-    name: str, role: Role, options: Sequence[str] = (), *, readiness: Readiness | None = None, port: int = 0
+    name: str,
+    role: Role,
+    options: Sequence[str] = (),
+    *,
+    readiness: Readiness | None = None,
+    port: int = 0,
+    restart: Restart | None = None,
 ) -> ProcessPlan:
     router = [] if role == "router" else ["--router", ROUTER_PLACEHOLDER]
     return ProcessPlan(
@@ -32,6 +40,7 @@ def process(
         ports={"api": port, "metrics": port},
         readiness=readiness or Readiness(timeout_s=30),
         stop_grace_s=10,
+        restart=restart or Restart(),
         metrics=METRICS,
     )
 
@@ -43,8 +52,9 @@ def make_plan(
     *,
     options: Mapping[str, Sequence[str]] | None = None,
     name: str = "d",
+    restart: Restart | None = None,
 ) -> Plan:
-    """A plan with so many engines; ``options``: of the script, by process."""
+    """A plan with so many engines; ``options``: of the script, by process; ``restart``: of all processes."""
     counts: dict[Role, int] = {"prefill": prefill, "decode": decode, "mixed": mixed}
     names = [(f"{role}-{i}", role) for role, count in counts.items() for i in range(count)]
     by_name = options or {}
@@ -53,8 +63,8 @@ def make_plan(
         model="fake",
         engine="fake",
         hosts={"here": HostPlan(name="here")},
-        router=process("router", "router", by_name.get("router", ())),
-        engines=tuple(process(name, role, by_name.get(name, ())) for name, role in names),
+        router=process("router", "router", by_name.get("router", ()), restart=restart),
+        engines=tuple(process(name, role, by_name.get(name, ()), restart=restart) for name, role in names),
     )
 
 
@@ -104,4 +114,4 @@ async def state_of(deployment: Deployment, name: str, state: str) -> int:
 
 
 def kill_agent(folder: DeploymentFolder) -> None:
-    psutil.Process(json.loads((folder.agent_folder("here") / "agent.json").read_text())["pid"]).kill()
+    psutil.Process(json.loads((folder.path / "hosts" / "here" / "agent.json").read_text())["pid"]).kill()

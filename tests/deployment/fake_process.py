@@ -21,6 +21,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--router")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--exit", type=int, help="end with this code before it is ready")
+    parser.add_argument("--broken-by", type=Path, help="end with code 3 before it is ready if there is this file")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--never-register", action="store_true")
     parser.add_argument("--no-notice", action="store_true")
@@ -128,6 +129,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: None if options.ignore_term else stop())
     notifier = Notifier(-1) if options.no_notice else Notifier()
     say(f"{options.role} begins")
+    if options.broken_by is not None and options.broken_by.exists():
+        options.exit = 3
     if options.exit is not None:
         say("something went wrong")
         sys.exit(options.exit)

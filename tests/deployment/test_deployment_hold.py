@@ -13,7 +13,7 @@ from pdctl.deployment.store import DeploymentFolder
 from pdctl.deployment.teardown import stop_deployment, teardown
 from pdctl.errors import ProcessDiedError
 from pdctl.hosts.client import AgentGoneError
-from tests.deployment.deployment_harness import kill_agent, living, make_plan, started, state_of
+from tests.deployment.deployment_harness import NO_RESTART, kill_agent, living, make_plan, started, state_of
 
 
 async def test_a_second_interruption_kills_at_once(folder: DeploymentFolder) -> None:
@@ -33,8 +33,8 @@ async def test_a_second_interruption_kills_at_once(folder: DeploymentFolder) -> 
     await deployment.close()
 
 
-async def test_a_death_while_held_stops_everything(folder: DeploymentFolder) -> None:
-    async with started(folder, make_plan()) as deployment:
+async def test_the_end_of_a_roles_last_process_stops_everything(folder: DeploymentFolder) -> None:
+    async with started(folder, make_plan(restart=NO_RESTART)) as deployment:
         holding = asyncio.create_task(hold(deployment))
         psutil.Process(await state_of(deployment, "prefill-0", "ready")).kill()
         with pytest.raises(ProcessDiedError, match="prefill-0 was killed by SIGKILL") as caught:

@@ -15,7 +15,16 @@ from pdctl.deployment.store import DeploymentFolder
 from pdctl.errors import DegradedError, ExitCode, PdctlError, ProcessDiedError, StepTimeoutError, VerifyError
 from pdctl.hosts.client import AgentGoneError
 from pdctl.planning.plan import Plan, Readiness
-from tests.deployment.deployment_harness import is_alive, kill_agent, living, make_plan, process, started, state_of
+from tests.deployment.deployment_harness import (
+    NO_RESTART,
+    is_alive,
+    kill_agent,
+    living,
+    make_plan,
+    process,
+    started,
+    state_of,
+)
 
 
 async def fails(folder: DeploymentFolder, plan: Plan, error: type[PdctlError], *words: str) -> PdctlError:
@@ -39,7 +48,7 @@ async def test_ready_means_a_request_through_every_pair(folder: DeploymentFolder
         status = await deployment.status()
         assert (status.state, status.reason) == ("ready", None)
         ports = {p.role: [q.port for q in status.processes if q.role == p.role] for p in status.processes}
-        pairs = (await deployment.http.get(f"{status.endpoint}/pairs")).json()
+        pairs = (await deployment.http("here").get(f"{status.endpoint}/pairs")).json()
         expected = {(p, d) for p in ports["prefill"] for d in ports["decode"]}
         assert sorted(pairs) == sorted([f"http://127.0.0.1:{p}", f"http://127.0.0.1:{d}"] for p, d in expected)
         check_privacy(folder)
@@ -62,7 +71,7 @@ def check_privacy(folder: DeploymentFolder) -> None:
 async def test_every_mixed_engine_is_asked(folder: DeploymentFolder) -> None:
     async with started(folder, make_plan(0, 0, mixed=2)) as deployment:
         status = await deployment.status()
-        pairs = (await deployment.http.get(f"{status.endpoint}/pairs")).json()
+        pairs = (await deployment.http("here").get(f"{status.endpoint}/pairs")).json()
         mixed = [f"http://127.0.0.1:{p.port}" for p in status.processes if p.role == "mixed"]
         assert sorted(pairs) == sorted([None, url] for url in mixed)
 
@@ -190,7 +199,7 @@ async def test_a_running_deployment_is_found(folder: DeploymentFolder) -> None:
 
 
 async def test_a_degraded_deployment_is_left_to_its_user(folder: DeploymentFolder) -> None:
-    async with started(folder, make_plan()) as deployment:
+    async with started(folder, make_plan(restart=NO_RESTART)) as deployment:
         psutil.Process(await state_of(deployment, "decode-0", "ready")).kill()
         await state_of(deployment, "decode-0", "exited")
         words = r"is degraded: decode-0 was killed by SIGKILL: see `pdctl logs decode-0`; stop .*pdctl down --name d"

@@ -14,7 +14,7 @@ from pdctl.deployment.restart import restart
 from pdctl.deployment.store import DeploymentFolder, ProcessId
 from pdctl.errors import NotFoundError, ProcessDiedError, StateError, StepTimeoutError
 from pdctl.planning.plan import Plan
-from tests.deployment.deployment_harness import is_alive, make_plan, started, state_of
+from tests.deployment.deployment_harness import NO_RESTART, is_alive, make_plan, started, state_of
 from tests.planning.inventories import make_inventory
 
 
@@ -31,7 +31,7 @@ async def pids(deployment: Deployment) -> dict[str, int | None]:
 
 @pytest.fixture
 def plan() -> Plan:
-    return make_plan(prefill=2)
+    return make_plan(prefill=2, restart=NO_RESTART)
 
 
 @pytest.fixture

@@ -35,8 +35,13 @@ def findings(**changes: object) -> Findings:
     return Findings(False, (), (), ALL_READY, {}, None)._replace(**changes)
 
 
-def exited(name: str, code: int) -> dict[str, Snapshot]:
-    return ALL_READY | {name: ALL_READY[name].model_copy(update={"state": "exited", "exit_code": code})}
+def exited(name: str, code: int, state: str = "exited", **changes: object) -> dict[str, Snapshot]:
+    return but(name, state=state, exit_code=code, **changes)
+
+
+def but(name: str, **changes: object) -> dict[str, Snapshot]:
+    """All ready, but one."""
+    return ALL_READY | {name: ALL_READY[name].model_copy(update=changes)}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +54,32 @@ def exited(name: str, code: int) -> dict[str, Snapshot]:
             "decode-0 exited with code 1: see `pdctl logs decode-0`",
         ),
         ("verified", findings(snapshots=exited("router", -9)), "degraded", "router was killed by SIGKILL"),
+        (
+            *("verified", findings(snapshots=exited("prefill-0", -9, "restarting", restarts=1)), "degraded"),
+            "prefill-0 was killed by SIGKILL: it is being restarted (restart 2)",
+        ),
+        (
+            "verified",
+            findings(snapshots=but("prefill-0", state="starting", restarts=2, last_end="was killed by SIGKILL")),
+            "degraded",
+            "prefill-0 was killed by SIGKILL: it is being restarted (restart 2)",
+        ),
+        (
+            *("verified", findings(snapshots=but("prefill-0", restarts=2, last_end="was killed by SIGKILL"))),
+            *("ready", None),
+        ),
+        (
+            *("verified", findings(snapshots=exited("decode-0", 3, "failed", restarts=5)), "degraded"),
+            "decode-0 exited with code 3 and keeps failing (restarts: 5): see `pdctl logs decode-0`",
+        ),
+        (
+            *("verified", findings(snapshots=exited("decode-0", -9, "failed", last_end="did not answer")), "degraded"),
+            "decode-0 did not answer and keeps failing",
+        ),
+        (
+            *("verified", findings(snapshots=exited("decode-0", 0, stopped=True)), "degraded"),
+            "decode-0 was stopped: `pdctl restart decode-0` starts it again",
+        ),
         ("verified", findings(snapshots={}, agents_gone=["here"]), "down", "the agent on host here has ended"),
         ("verified", findings(snapshots={}, agents_silent=["here"]), "degraded", "here lives, but does not answer"),
         (
@@ -71,6 +102,17 @@ def test_state_and_reason(phase: str, found: Findings, expected: str, reason: st
     assert (reason or "") in (status.reason or "")
 
 
+def test_what_has_ended_for_good_is_told_before_what_comes_back() -> None:
+    snapshots = exited("router", -9, "restarting") | {"decode-0": exited("decode-0", 1, "failed")["decode-0"]}
+    status = make_status(PLAN, state("verified"), findings(snapshots=snapshots))
+    assert (status.reason or "").startswith("decode-0 exited with code 1 and keeps failing")
+
+
+def test_what_all_waits_for_its_next_life_is_not_down() -> None:
+    snapshots = {name: exited(name, -9, "restarting")[name] for name in ALL_READY}
+    assert make_status(PLAN, state("verified"), findings(snapshots=snapshots)).state == "degraded"
+
+
 def test_why_it_went_down_is_kept() -> None:
     status = make_status(PLAN, state("down", reason="decode-0 exited with code 1"), findings())
     assert (status.reason, status.endpoint, status.processes) == ("decode-0 exited with code 1", None, [])
@@ -80,14 +122,14 @@ def test_figures_of_a_process() -> None:
     loads = {"decode-0": Load(running=3)}
     snapshot = Snapshot(
         name="decode-0", pid=7, state="ready", ports={"api": 5, "metrics": 6}, cpu_percent=12.5, memory_bytes=99,
-        uptime_s=4, warning="w", progress={"step": "s", "done": 1, "total": 2},
+        uptime_s=4, warning="w", restarts=2, progress={"step": "s", "done": 1, "total": 2},
     )  # fmt: skip
     status = make_status(PLAN, state("verified"), findings(snapshots=ALL_READY | {"decode-0": snapshot}, loads=loads))
     decode = next(process for process in status.processes if process.name == "decode-0")
     assert decode.model_dump() == {
         "name": "decode-0", "role": "decode", "host": "here", "pid": 7, "port": 5, "metrics_port": 6, "state": "ready",
-        "restarts": 0, "uptime_s": 4, "exit_code": None, "cpu_percent": 12.5, "memory_bytes": 99, "progress": None,
-        "warning": "w", "load": Load(running=3).model_dump(),
+        "restarts": 2, "restart_in_s": None, "draining": False, "uptime_s": 4, "exit_code": None, "last_line": None,
+        "cpu_percent": 12.5, "memory_bytes": 99, "progress": None, "warning": "w", "load": Load(running=3).model_dump(),
     }  # fmt: skip
 
 
@@ -140,7 +182,7 @@ async def test_a_launcher_killed_while_serving_and_a_router_that_cannot_serve(fo
     assert status.state == "ready"
     assert [(p.state, p.load.running, p.load.transferred_tokens) for p in status.processes] == [("ready", 3, 5)] * 3
     assert set(METRICS) == {"running", "transferred_tokens"}
-    await deployment.http.post(f"{status.endpoint}/health", json=503)
+    await deployment.http("here").post(f"{status.endpoint}/health", json=503)
     status = await deployment.status()
     assert status.state == "degraded"
     assert status.reason == """the router's /health answers 503: {"reason": "as told"}"""
@@ -193,14 +235,14 @@ async def test_an_agent_that_hangs_and_then_is_killed_with_its_guardian(
 ) -> None:
     """A look at it is enough to end what they left; but while the agent only hangs, nothing is touched."""
     monkeypatch.setattr("pdctl.deployment.deployment.LIST_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("pdctl.hosts.local.CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("pdctl.hosts.host.CONNECT_TIMEOUT_S", 0.5)
     monkeypatch.setattr("pdctl.deployment.deployment.SWEEP_WAIT_S", 1.0)
     with launcher() as process:
         read_until(process, "serving")
         kill(process)
     deployment = Deployment.attach(folder)
     survivor = start_survivor(deployment)
-    agent = json.loads((folder.agent_folder("here") / "agent.json").read_text())
+    agent = json.loads((folder.path / "hosts" / "here" / "agent.json").read_text())
     os.kill(agent["pid"], signal.SIGSTOP)
     status = await deployment.status()
     assert (status.state, status.reason) == ("degraded", "the agent on host here lives, but does not answer")
@@ -218,7 +260,7 @@ async def test_an_agent_that_hangs_and_then_is_killed_with_its_guardian(
 
 def start_survivor(deployment: Deployment) -> int:
     """A process with the run's tag that the agent's death does not end."""
-    environment = {**os.environ, "PDCTL_RUN": deployment.state.run_id}
+    environment = {**os.environ, "PDCTL_RUN": deployment.agent_run("here")}
     return subprocess.Popen(["setsid", "sleep", "1000"], env=environment).pid
 
 

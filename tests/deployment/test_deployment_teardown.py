@@ -16,8 +16,7 @@ from pdctl.deployment.store import DeploymentFolder
 from pdctl.deployment.teardown import stop_deployment
 from pdctl.errors import LeftoverError
 from pdctl.hosts.client import AgentCallError
-from pdctl.hosts.host import Sweep
-from pdctl.hosts.local import LocalHost
+from pdctl.hosts.host import Host, Sweep
 from tests.agent.agent_harness import eventually
 from tests.deployment.deployment_harness import living, make_plan
 
@@ -32,7 +31,7 @@ async def deployment(folder: DeploymentFolder) -> AsyncIterator[Deployment]:
 
 
 def agent_pids(folder: DeploymentFolder) -> tuple[int, int]:
-    description = json.loads((folder.agent_folder("here") / "agent.json").read_text())
+    description = json.loads((folder.path / "hosts" / "here" / "agent.json").read_text())
     return description["pid"], description["guardian_pid"]
 
 
@@ -50,7 +49,8 @@ async def test_what_stays_and_what_goes_however_often(deployment: Deployment, ru
     folder = deployment.folder
     assert living(runtime) == []
     assert not folder.token_path.exists()
-    assert sorted(path.name for path in folder.agent_folder("here").iterdir()) == ["agent.lock", "agent.log", "logs"]
+    left = sorted(path.name for path in (folder.path / "hosts" / "here").iterdir())
+    assert left == ["agent.lock", "agent.log", "logs"]
     assert list((runtime / "pdctl").iterdir()) == []  # no socket
 
 
@@ -69,7 +69,7 @@ async def test_when_the_agent_is_dead(deployment: Deployment, runtime: Path) -> 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
 async def test_when_the_agents_description_is_damaged(deployment: Deployment, runtime: Path, content: str) -> None:
-    (deployment.folder.agent_folder("here") / "agent.json").write_text(content)
+    (deployment.agent_folder("here") / "agent.json").write_text(content)
     other = Deployment.attach(deployment.folder)
     assert (await other.status()).reason == "the agent on host here lives, but does not answer"
     await stop_deployment(other)
@@ -102,7 +102,7 @@ async def test_when_agent_and_guardian_are_dead(deployment: Deployment, runtime:
 async def test_when_the_agent_hangs(deployment: Deployment, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LIST_TIMEOUT_S", "KILL_MARGIN_S", "AGENT_END_S"):
         monkeypatch.setattr(f"pdctl.deployment.teardown.{name}", 0.2)
-    monkeypatch.setattr("pdctl.hosts.local.CONNECT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pdctl.hosts.host.CONNECT_TIMEOUT_S", 0.2)
     os.kill(agent_pids(deployment.folder)[0], signal.SIGSTOP)
     await stop_deployment(deployment)
     assert living(runtime) == []
@@ -121,10 +121,10 @@ async def test_what_cannot_be_ended_is_named(deployment: Deployment, monkeypatch
         return Sweep([], ["pid 7 (stuck)"], agent_lives=False)
 
     with monkeypatch.context() as context:
-        context.setattr(LocalHost, "sweep", sweep)
+        context.setattr(Host, "sweep", sweep)
         with pytest.raises(LeftoverError, match=r"could not end pid 7 \(stuck\) on host here"):
             await stop_deployment(deployment)
-        eventually(lambda: not (deployment.folder.agent_folder("here") / "agent.json").exists(), "the agent's end")
+        eventually(lambda: not (deployment.agent_folder("here") / "agent.json").exists(), "the agent's end")
         state = deployment.state
         assert state.phase == "stopping"  # so that `down` looks again
         ended = state.owner.model_copy(update={"start": 0})

@@ -9,11 +9,10 @@ import pytest
 from pdctl.agent.logs import Line, RotatingLog, log_path
 from pdctl.agent.paths import prepare_folder
 from pdctl.agent.protocol import VERSION, encode, read_message
-from pdctl.errors import PlanError, StepTimeoutError
-from pdctl.hosts import local
+from pdctl.errors import StepTimeoutError
+from pdctl.hosts import host as hosts
 from pdctl.hosts.client import AgentCallError, AgentGoneError
-from pdctl.hosts.host import Host
-from pdctl.hosts.local import HostError, LocalHost
+from pdctl.hosts.host import Host, HostError
 from pdctl.hosts.open import open_host
 from pdctl.planning.inventory import Inventory
 from tests.agent.agent_harness import living, new_run_id
@@ -77,7 +76,7 @@ async def test_what_goes_wrong_is_one_line(host: Host, tmp_path: Path) -> None:
 
 
 async def test_a_command_that_takes_too_long(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "PROBE_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(hosts, "PROBE_TIMEOUT_S", 0.01)
     with pytest.raises(StepTimeoutError, match=r"host here: `probe` did not finish in 0\.01 s"):
         await host.probe(tmp_path, [])
 
@@ -92,12 +91,3 @@ async def test_a_start_that_is_given_up_can_be_swept(host: Host, tmp_path: Path)
         await asyncio.wait({start})
         assert (await host.sweep(tmp_path / run_id, run_id, 0, force=True)).left == []
         assert living(run_id) == []
-
-
-def test_ssh_is_not_built_yet() -> None:
-    with pytest.raises(PlanError, match="host far: reaching a host by ssh"):
-        open_host("far", "ops@far")
-
-
-def test_the_local_host_is_a_host() -> None:
-    assert isinstance(open_host("here"), LocalHost)

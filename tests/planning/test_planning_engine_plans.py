@@ -107,7 +107,7 @@ def test_as_many_ports_as_there_are_ranks_are_given(ports: Any):
     prefill, decode = engines_of(
         profile_of(ARGS, **GIVEN), make_inventory(gpus=3), prefill={"tp": 2, "args": {"rdma-comm-ports": ports}}
     )
-    assert prefill.argv == ("run", "--pd-comm-port", "0", "--rdma-comm-ports", "7671,7672")
+    assert prefill.argv == ("run", "--rdma-comm-ports", "7671,7672", "--pd-comm-port", "0")
     assert decode.argv == ("run", "--pd-comm-port", "0")
     assert set(decode.ports) == {"api", "pd-comm"}
 
@@ -119,8 +119,8 @@ def test_as_many_ports_as_there_are_ranks_are_given(ports: Any):
         (2, {"rdma-comm-ports": "1,2,3"}, "rdma-comm-ports: 3 port(s) given, 2 needed: one for each rank, with tp 2"),
         (1, {"rdma-comm-ports": True}, "rdma-comm-ports: 0 port(s) given, 1 needed: one for each rank, with tp 1"),
         (2, {"rdma-comm-ports": "7671,"}, "rdma-comm-ports: 1 port(s) given, 2 needed: one for each rank, with tp 2"),
-        (1, {"pd-comm-port": [1, 2]}, "pd-comm-port: 2 port(s) given, 1 needed: one for the engine"),
-        (2, {"pd-comm-port": "1,2"}, "pd-comm-port: 2 port(s) given, 1 needed: one for the engine"),
+        (1, {"pd-comm-port": [1, 2]}, "pd-comm-port: 2 port(s) given, 1 needed: one in all"),
+        (2, {"pd-comm-port": "1,2"}, "pd-comm-port: 2 port(s) given, 1 needed: one in all"),
     ],
 )
 def test_too_few_or_too_many_ports(tp: int, args: dict[str, Any], said: str):

@@ -1,42 +1,16 @@
-"""Engines of others: which router, versions, data parallelism, several hosts, the ports that a user gives."""
+"""Engines of others: which router, versions, data parallelism, several hosts, NICs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from inventories import make_inventory
+from inventories import inventory_of, make_inventory
+from planned_engines import FOUR_HOSTS, options, plan_of, refusal, topology_of
 
-from pdctl.errors import PlanError
 from pdctl.planning.inventory import Inventory
-from pdctl.planning.plan import Plan
-from pdctl.planning.planner import make_plan, missing_engines, ports_to_probe
+from pdctl.planning.planner import make_plan, missing_engines
 from pdctl.profiles import load_profile
-from pdctl.topology.models import Topology
-
-FOUR_HOSTS = {name: {"ssh": name} for name in "abcd"}
-
-
-def topology_of(engine: str, **sections: Any) -> Topology:
-    return Topology.model_validate({"engine": engine, "model": "M", "prefill": 1, "decode": 1} | sections)
-
-
-def plan_of(engine: str, inventory: dict[str, Any] | None = None, **sections: Any) -> Plan:
-    topology = topology_of(engine, **sections)
-    hosts = {
-        name: make_inventory(gpus=8, address=f"10.0.0.{number}").model_copy(update=inventory or {})
-        for number, name in enumerate(topology.hosts, 1)
-    }
-    return make_plan(topology, load_profile(engine), hosts)
-
-
-def refusal(engine: str, inventory: dict[str, Any] | None = None, **sections: Any) -> str:
-    with pytest.raises(PlanError) as caught:
-        plan_of(engine, inventory, **sections)
-    return str(caught.value)
-
-
-def options(argv: tuple[str, ...], flag: str) -> list[str]:
-    return [argv[index + 1] for index, token in enumerate(argv) if token == flag]
-
+from tests.agent.sysfs_trees import hgx_h100
 
 # Routers
 
@@ -51,9 +25,10 @@ def test_our_router_is_told_of_engines_that_do_not_register():
 
 
 def test_our_router_admits_engines_that_register_without_the_token():
-    plan = plan_of("fastdeploy-dp", decode={"dp": 2})
-    ports = [20000, 20002, 20003]
-    assert options(plan.router.argv, "--admit") == [f"http://10.0.0.1:{port}" for port in ports]
+    plan = plan_of("fastdeploy-dp", prefill={"dp": 2}, decode={"dp": 2})
+    argv, engines = plan.router.argv, {20000: "prefill", 20001: "prefill", 20004: "decode", 20005: "decode"}
+    told = [argv[at + 1 : at + 3] for at, token in enumerate(argv) if token == "--admit"]
+    assert told == [(role, f"http://10.0.0.1:{port}") for port, role in engines.items()]
     assert "--protocol" not in plan.router.argv
 
 
@@ -66,6 +41,43 @@ def test_another_router_is_told_of_the_engines():
     assert options(router.argv, "--decode") == ["http://127.0.0.1:20003"]
     assert options(router.argv, "--policy") == ["consistent_hash"]
     assert "--vllm-pd-disaggregation" in router.argv
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("vllm", "vllm-router"), ("sglang", "sglang-router")])
+def test_a_flag_that_takes_all_mixed_engines_is_given_once(engine: str, kind: str):
+    plan = plan_of(engine, prefill=0, decode=0, mixed=2, router={"kind": kind})
+    urls = [f"http://127.0.0.1:{mixed.ports['api']}" for mixed in plan.engines]
+    argv = plan.router.argv
+    at = argv.index("--worker-urls")
+    assert (argv.count("--worker-urls"), list(argv[at + 1 :])) == (1, urls)
+    assert len(urls) == 2
+
+
+def test_of_an_engine_on_several_hosts_another_router_is_told_the_head():
+    router = {"kind": "vllm-router", "host": "c"}
+    plan = plan_of(
+        "vllm", hosts=FOUR_HOSTS, router=router, prefill={"hosts": ["a", "b"], "tp": 2}, decode={"host": "d"}
+    )
+    assert options(plan.router.argv, "--prefill") == ["http://10.0.0.1:20000"]
+
+
+def test_another_routers_policies_are_its_own_flags():
+    args = {"prefill-policy": "cache_aware", "decode-policy": "power_of_two"}
+    router = plan_of("vllm", router={"kind": "vllm-router", "args": args}).router
+    assert options(router.argv, "--prefill-policy") == ["cache_aware"]
+    assert options(router.argv, "--decode-policy") == ["power_of_two"]
+
+
+@pytest.mark.parametrize("flag", ["port", "bind", "kind"])
+def test_what_is_a_key_of_another_router_is_no_flag_of_it(flag: str):
+    with pytest.raises(ValueError, match=rf"{flag} is a key of its own: `router: {{{flag}: ...}}`"):
+        topology_of("vllm", router={"kind": "vllm-router", "args": {flag: "1"}})
+
+
+@pytest.mark.parametrize("kind", ["pdctl", "vllm-router"])
+def test_where_a_router_listens_is_a_key(kind: str):
+    with pytest.raises(ValueError, match=r"host cannot be given here: `router: \{bind: ...\}` is where it listens"):
+        topology_of("vllm", router={"kind": kind, "args": {"host": "0.0.0.0"}})
 
 
 def test_another_router_gets_a_port_where_the_user_gives_none():
@@ -106,13 +118,6 @@ def test_ports_that_an_older_engine_must_be_given():
     assert set(new.ports) == {"api", "metrics"}
     assert options(old.argv, "--rdma-comm-ports") == [str(old.ports["rdma-comm"])]
     assert set(old.ports) == {"api", "metrics", "worker-queue", "cache-queue", "pd-comm", "rdma-comm"}
-
-
-def test_a_version_that_the_profile_is_not_for():
-    assert refusal("vllm", {"engine_version": "0.19.1"}) == (
-        "hosts.here: it has vllm 0.19.1, and the profile 'vllm' is for >=0.20: install another, or give a profile of "
-        "your own with `extends: vllm`"
-    )
 
 
 def test_an_engine_that_is_not_installed():
@@ -182,15 +187,9 @@ def test_an_engine_on_two_hosts_has_a_head_and_a_follower():
     assert options(plan.router.argv, "--prefill") == ["http://10.0.0.1:20000"]
 
 
-def test_an_engine_that_cannot_span_hosts():
-    sections = {"hosts": {"a": {"ssh": "a"}, "here": {}}, "prefill": {"hosts": ["a", "here"], "tp": 2}}
-    assert refusal("fastdeploy", **sections) == "prefill[0].hosts: one engine 'fastdeploy' cannot span several hosts"
-
-
 @pytest.mark.parametrize(
     ("group", "said"),
     [
-        ({"hosts": ["a", "b"], "tp": 3}, "tp 3 x dp 1 cannot be shared equally by 2 hosts"),
         ({"hosts": ["a", "b"], "host": "a", "tp": 2}, "give either host or hosts"),
         ({"hosts": ["a", "a"], "tp": 2}, "hosts: each host can be there once"),
     ],
@@ -200,33 +199,69 @@ def test_hosts_that_make_no_engine(group: dict[str, Any], said: str):
         topology_of("vllm", hosts=FOUR_HOSTS, prefill=group)
 
 
-# Ports that the user gives
+def test_sglangs_data_parallel_attention_has_a_row_of_ports():
+    """It binds the rendezvous, those after it up to the sixth, and the thirteenth."""
+    group = {"tp": 2, "dp": 2}
+    prefill, decode = plan_of("sglang", prefill=group, decode=group).engines
+    for engine, first in ((prefill, 20002), (decode, 20017)):
+        assert options(engine.argv, "--dist-init-addr") == [f"127.0.0.1:{first}"]
+        assert engine.port_numbers["rendezvous"] == tuple(range(first, first + 14))
+        assert "--nnodes" not in engine.argv
+    assert not set(prefill.given_ports) & set(decode.given_ports)
+    alone, _ = plan_of("sglang").engines
+    assert "--dist-init-addr" not in alone.argv
 
 
-def test_a_port_that_the_user_gives_is_the_plans():
-    plan = plan_of("vllm", prefill={"args": {"port": 8100}, "env": {"VLLM_NIXL_SIDE_CHANNEL_PORT": "5600"}})
-    prefill = plan.engines[0]
-    assert (prefill.ports["api"], prefill.ports["side-channel"]) == (8100, 5600)
-    assert options(prefill.argv, "--port") == ["8100"]
-    assert options(plan.router.argv, "--prefill") == ["http://127.0.0.1:8100"]
+def test_sglang_on_two_hosts_meets_at_its_head():
+    plan = plan_of("sglang", hosts={**FOUR_HOSTS, "here": {}}, prefill={"hosts": ["a", "b"], "tp": 16, "dp": 4})
+    head, follower, _ = plan.engines
+    first = head.port_numbers["rendezvous"][0]
+    for process in (head, follower):
+        assert options(process.argv, "--dist-init-addr") == [f"10.0.0.1:{first}"]
+        assert options(process.argv, "--nnodes") == ["2"]
+    assert set(follower.port_numbers) == {"api"}
 
 
-def test_whoever_holds_a_given_port_is_asked_for():
-    topology = topology_of("vllm", prefill={"args": {"port": 8100}})
-    assert 8100 in ports_to_probe(topology, load_profile("vllm"))["here"]
+def test_mooncakes_workers_on_other_hosts_register_at_the_head():
+    """vLLM's own addresses are the head's there, the port is that of the variable."""
+    taken = dict.fromkeys(range(20000, 20010), "pid 1 (x)")
+    topology = topology_of("vllm-mooncake", hosts={**FOUR_HOSTS, "here": {}}, prefill={"hosts": ["a", "b"], "dp": 2})
+    hosts = {
+        name: make_inventory(gpus=8, taken_ports=taken if name == "b" else {}, address=f"10.0.0.{number}")
+        for number, name in enumerate(topology.hosts, 1)
+    }
+    head, follower, _ = make_plan(topology, load_profile("vllm-mooncake"), hosts).engines
+    for process in (head, follower):
+        assert process.env["VLLM_MOONCAKE_BOOTSTRAP_PORT"] == str(head.ports["bootstrap"])
+        assert options(process.argv, "--data-parallel-address") == ["10.0.0.1"]
+    assert follower.port_numbers == {}
 
 
-@pytest.mark.parametrize(
-    ("prefill", "said"),
-    [
-        ({"args": {"port": 8100}}, "prefill[0].args.port: port 8100 of host 'here' is not free: pid 7 (nginx)"),
-        (
-            {"args": {"port": 9000}, "replicas": 2},
-            "prefill[0].args.port: port 9000 of host 'here' is not free: prefill-0",
-        ),
-        ({"args": {"port": 8000}}, "prefill[0].args.port: port 8000 of host 'here' is not free: the router"),
-        ({"args": {"port": "http"}}, "prefill[0].args.port: http is no port"),
-    ],
-)
-def test_a_given_port_that_cannot_be(prefill: dict[str, Any], said: str):
-    assert refusal("vllm", {"taken_ports": {8100: "pid 7 (nginx)"}}, prefill=prefill) == said
+def test_vllm_on_the_cpu_uses_loopback_only_where_all_is_on_one_host():
+    here, there = {"host": "here"}, {"host": "a"}
+    one = plan_of("vllm-cpu").engines
+    two = plan_of("vllm-cpu", hosts={**FOUR_HOSTS, "here": {}}, prefill=here, decode=there).engines
+    assert [engine.env.get("UCX_NET_DEVICES") for engine in (*one, *two)] == ["lo", "lo", None, None]
+
+
+# NICs
+
+
+@pytest.mark.parametrize("engine", ["vllm", "vllm-mooncake", "sglang", "fastdeploy"])
+def test_an_engine_that_is_told_of_nics_has_them_in_the_plan(engine: str, tmp_path: Path):
+    plan = make_plan(topology_of(engine), load_profile(engine), {"here": inventory_of(hgx_h100(tmp_path))})
+    assert [process.nics for process in plan.engines] == [("mlx5_0",), ("mlx5_3",)]
+
+
+def test_an_engine_that_is_told_of_no_nics_has_none_in_the_plan(tmp_path: Path):
+    topology = topology_of("lmdeploy", router={"kind": "lmdeploy-proxy"})
+    plan = make_plan(topology, load_profile("lmdeploy"), {"here": inventory_of(hgx_h100(tmp_path))})
+    assert [process.nics for process in plan.engines] == [(), ()]
+
+
+def test_mooncake_is_told_of_nics_by_its_own_key(tmp_path: Path):
+    host = inventory_of(hgx_h100(tmp_path))
+    plan = make_plan(topology_of("vllm-mooncake"), load_profile("vllm-mooncake"), {"here": host})
+    for engine, nic in zip(plan.engines, ("mlx5_0", "mlx5_3"), strict=True):
+        key = "--kv-transfer-config.kv_connector_extra_config.device_name"
+        assert (options(engine.argv, key), "UCX_NET_DEVICES" in engine.env) == ([nic], False)

@@ -83,6 +83,12 @@ def test_no_such_profile_file():
             {"roles": {"mixed": {"ports": {"api": "reported", "RDMA": "chosen"}}}},
             "roles.mixed.ports.RDMA: must match ^[a-z0-9_-]+$, got text 'RDMA'",
         ),
+        (
+            {"command": ["run", "--addr", "{head}:5"]},
+            '{head}:5 of role prefill can be missing: put it in a list with its flag, [--flag, "{head}:5"]',
+        ),
+        ({"roles": {"mixed": {"ports": {"api": {"kind": "chosen", "count": 2}}}}}, "roles.mixed.ports.api: count: "),
+        ({"registers": False}, "registers: expected one of 'with token', 'without token' or 'never', got false"),
         ({"limits": {"max_tp": 0}}, "limits.max_tp: must be at least 1, got the number 0"),
         ({"readiness": {"timeout_s": 0}}, "readiness.timeout_s: must be more than 0, got the number 0"),
     ],
@@ -119,9 +125,9 @@ def test_what_belongs_together_is_left_out_together():
 
 
 def test_an_argument_is_one_or_a_list(tmp_path: Path):
-    profile = load_profile(write(tmp_path, command=["run", 5, ["--nics", "{nics}"], ["--nics={nics}"]]))
+    profile = load_profile(write(tmp_path, command=["run", 5, ["--nics", "{nics}"], ["--nics={nics}"], "--x={nics}"]))
     texts = [template.texts for template in profile.command]
-    assert texts == [("run",), ("5",), ("--nics", "{nics}"), ("--nics={nics}",)]
+    assert texts == [("run",), ("5",), ("--nics", "{nics}"), ("--nics={nics}",), ("--x={nics}",)]
 
 
 def test_a_port_of_any_purpose_is_filled(tmp_path: Path):
@@ -130,9 +136,10 @@ def test_a_port_of_any_purpose_is_filled(tmp_path: Path):
     assert argument.filled({"port.rdma_0": "7"}) == ["7"]
 
 
-@pytest.mark.parametrize(("per", "count"), [("engine", 1), ("dp", 2), ("rank", 6)])
-def test_how_many_ports_there_are(per: str, count: int):
-    assert Port(kind="chosen", per=per).count(tp=3, dp=2) == count
+@pytest.mark.parametrize(("per", "needed"), [("engine", 1), ("dp", 2), ("rank", 6)])
+def test_how_many_ports_there_are(per: str, needed: int):
+    assert Port(kind="chosen", per=per).needed(tp=3, dp=2) == needed
+    assert Port(kind="chosen", per=per, count=4, consecutive=True).needed(tp=3, dp=2) == 4 * needed
 
 
 def test_dollars_in_a_profile_stay(tmp_path: Path):

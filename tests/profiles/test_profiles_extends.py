@@ -40,6 +40,17 @@ def test_a_profile_that_extends_nothing_known(tmp_path: Path):
     assert str(caught.value) == f"{path}:2: extends: unknown engine 'vlm', did you mean 'vllm'?"
 
 
+@pytest.mark.parametrize("base", [["vllm"], {"a": 1}, 5])
+def test_a_profile_that_extends_what_is_no_name(tmp_path: Path, base: object):
+    with pytest.raises(TopologyError, match=r"mine.yaml:2: extends: expected the name of an engine, got "):
+        load_profile(write(tmp_path, extends=base))
+
+
+def test_nothing_in_a_mapping_that_is_new_takes_away_too(tmp_path: Path):
+    roles = {"mixed": {"env": {"A": None, "B": "1"}}}
+    assert set(load_profile(write(tmp_path, extends="vllm", roles=roles)).roles["mixed"].env) == {"B"}
+
+
 def test_the_text_of_a_profile_is_complete(tmp_path: Path):
     text = profile_text("vllm-mooncake")
     assert "extends" not in text

@@ -81,6 +81,7 @@ class MockEngine:
     on_request: Callable[[Turn], Awaitable[None]] = answer_at_once
     health_status: int = 200
     models: object = None  # its answer to /v1/models; None: 404
+    models_status: int = 200
     turns: asyncio.Queue[Turn] = field(default_factory=asyncio.Queue)  # every request, when it has come in whole
     health_checks: int = 0
     connections: int = 0
@@ -145,7 +146,7 @@ class MockEngine:
                 await turn.answer({}, self.health_status)
                 continue
             if target == "/v1/models":
-                await turn.answer(self.models, 404 if self.models is None else 200)
+                await turn.answer(self.models, 404 if self.models is None else self.models_status)
                 continue
             self.turns.put_nowait(turn)
             await self.on_request(turn)

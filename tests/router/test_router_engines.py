@@ -7,10 +7,10 @@ from router_mocks import until
 
 from pdctl.router.engines.breaker import State
 from pdctl.router.engines.groups import Group
-from pdctl.router.engines.instance import Instance, Registration, Role
+from pdctl.router.engines.instance import Instance, Registration
 from pdctl.router.engines.load import Load
 from pdctl.router.engines.registry import RegistrationError, Registry
-from pdctl.router.settings import Limits, Settings
+from pdctl.router.settings import Limits, Role, Settings
 from pdctl.router.upstream.fetch import FetchError
 
 HEARTBEAT = 15.0

@@ -128,60 +128,6 @@ async def test_a_fixed_engine_is_not_removed_for_want_of_heartbeats():
         assert mixed.health_checks == ticks
 
 
-# Their models.
-
-
-def serving(*names: str, **more: object) -> dict[str, object]:
-    return {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "vllm"} | more for name in names]}
-
-
-async def test_a_fixed_engines_model_is_learned_when_it_is_found_healthy():
-    async with engine() as prefill, engine() as decode:
-        prefill.models, decode.models = serving("m", max_model_len=4096), serving("m", "alias", max_model_len=2048)
-        named = (fixed("prefill", prefill), fixed("decode", decode))
-        async with running(splitwise=True, protocol="vllm-nixl", fixed=named) as at:
-            await until(lambda: at.router.registry.missing() is None, "the engines to be found healthy")
-            [model] = (await at.http.get("/v1/models")).json()["data"]
-            assert (model["id"], model["max_model_len"]) == ("m", 2048)
-            assert (await at.post()).status_code == 200
-            await at.idle()
-            assert 'requests_total{route="/v1/chat/completions",model="m"' in (await at.http.get("/metrics")).text
-
-
-async def test_fixed_engines_of_two_models_get_their_own_requests():
-    async with engine() as one, engine() as two:
-        one.models, two.models = serving("m"), serving("n")
-        async with running(fixed=(fixed("mixed", one), fixed("mixed", two))) as at:
-            await until(lambda: len(at.router.registry.live("mixed")) == 2, "both to be found healthy")
-            for model, mock in (("m", one), ("n", two)):
-                response = await at.post(PROMPT | {"model": model})
-                assert response.headers["x-router-decode-url"] == mock.url
-            assert (await at.post(PROMPT | {"model": "another"})).status_code == 404
-
-
-async def test_a_fixed_engine_that_comes_back_with_another_model_is_asked_again():
-    async with engine() as mixed:
-        mixed.models = serving("m")
-        async with running(fixed=(fixed("mixed", mixed),), limits=quick(probe_interval=1000.0)) as at:
-            await until(lambda: at.router.registry.live("mixed"), "it to be found healthy")
-            await mixed.stop()
-            assert (await at.post()).status_code == 502
-            mixed.models = serving("n")
-            await mixed.start()
-            await until(lambda: at.router.registry.live("mixed"), "it to be found healthy again")
-            assert [model["id"] for model in (await at.http.get("/v1/models")).json()["data"]] == ["n"]
-
-
-@pytest.mark.parametrize("models", [None, {}, [], serving(), {"data": [{"name": "m"}]}, b"not JSON", b"\xff"])
-async def test_a_fixed_engine_that_does_not_name_its_model_serves_any(models: object):
-    async with engine() as mixed:
-        mixed.models = models
-        async with running(fixed=(fixed("mixed", mixed),)) as at:
-            await until(lambda: at.router.registry.live("mixed"), "it to be found healthy")
-            assert (await at.http.get("/v1/models")).json()["data"] == []
-            assert (await at.post()).status_code == 200
-
-
 # Health, with thresholds.
 
 

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pdctl.router.engines.instance import Instance, Registration, Role
+from pdctl.router.engines.instance import Instance, Registration
 from pdctl.router.engines.load import Load
 from pdctl.router.engines.prefix_index import CHUNK_BYTES, PrefixIndex
 from pdctl.router.policies import make_policy
 from pdctl.router.policies.base import Policy
 from pdctl.router.requests.ask import Ask
-from pdctl.router.settings import Limits
+from pdctl.router.settings import Limits, Role
 
 ROLES: list[Role] = ["prefill", "decode", "mixed"]
 ANSWER = 256  # tokens for which each request counts where answers are generated

@@ -32,7 +32,7 @@ WANTED = {
 
 
 def parsed(**fields: Any) -> Body:
-    return parse_body(json.dumps(PROMPT | fields).encode())
+    return parse_body(json.dumps(PROMPT | fields).encode(), chat=True)
 
 
 def names(raw: bytes) -> list[str]:
@@ -77,14 +77,16 @@ async def test_what_a_client_says_to_engines_is_taken_out_and_never_doubled(prot
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_an_escaped_name_is_taken_out_like_a_plain_one(protocol: str):
     hostile = rb'{"model":"m","prompt":"x","kv_transfer_p\u0061rams":{"remote_host":"10.6.6.6"},"r\u0065sume":{}}'
-    for raw in await legs(protocol, parse_body(hostile)):
+    for raw in await legs(protocol, parse_body(hostile, chat=True)):
         assert b"10.6.6.6" not in raw
         assert "resume" not in names(raw)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 async def test_members_that_no_router_knows_stay_as_they_were(protocol: str):
-    body = parse_body(b'{"model":"m","prompt":"x","big":12345678901234567890123,"f":1.10,"s":"\\u00e4 \\"","l":[1, 2]}')
+    body = parse_body(
+        b'{"model":"m","prompt":"x","big":12345678901234567890123,"f":1.10,"s":"\\u00e4 \\"","l":[1, 2]}', chat=False
+    )
     for raw in await legs(protocol, body):
         for member in (b'"big":12345678901234567890123', b'"f":1.10', b'"s":"\\u00e4 \\""', b'"l":[1, 2]'):
             assert member in raw
@@ -100,10 +102,10 @@ async def test_a_local_body_names_no_other_engine(protocol: str):
 
 
 async def test_an_empty_object_is_completed_too():
-    prefill, decode = await legs("sglang", parse_body(b" { } "))
+    prefill, decode = await legs("sglang", parse_body(b" { } ", chat=True))
     assert prefill == decode
     assert names(prefill) == ["bootstrap_host", "bootstrap_port", "bootstrap_room"]
-    assert PROTOCOLS["vllm-nixl"].local(parse_body(b"{}"), "r", b"") == b"{}"
+    assert PROTOCOLS["vllm-nixl"].local(parse_body(b"{}", chat=True), "r", b"") == b"{}"
 
 
 # FastDeploy and the builtin engine.
@@ -279,7 +281,8 @@ async def test_sglang_without_a_bootstrap_port_leaves_it_to_the_engine():
     ],
 )
 async def test_sglang_has_a_room_for_each_sequence(fields: dict[str, Any], count: int):
-    body = parse_body(json.dumps({k: v for k, v in (PROMPT | fields).items() if v is not None}, indent=1).encode())
+    raw = json.dumps({k: v for k, v in (PROMPT | fields).items() if v is not None}, indent=1).encode()
+    body = parse_body(raw, chat="messages" not in fields)
     pair = pair_of("sglang", {"bootstrap_port": 8998})
     prefill, _ = both_bodies(pair, body)
     sent = json.loads(prefill)
@@ -289,7 +292,7 @@ async def test_sglang_has_a_room_for_each_sequence(fields: dict[str, Any], count
 
 @pytest.mark.parametrize("prompt", ["a", ["a"], [1, 2, 3], [[1, 2, 3]]])
 async def test_sglang_has_one_room_for_one_sequence(prompt: object):
-    body = parse_body(json.dumps({"model": "m", "prompt": prompt}).encode())
+    body = parse_body(json.dumps({"model": "m", "prompt": prompt}).encode(), chat=False)
     pair = pair_of("sglang", {"bootstrap_port": 8998})
     prefill, _ = both_bodies(pair, body)
     assert isinstance(json.loads(prefill)["bootstrap_room"], int)

@@ -1,10 +1,11 @@
 """What one worker does when another tells it of engines, and what it tells the others itself."""
 
 import pytest
-from router_mocks import MockEngine, Running, engine, running, until
+from router_mocks import MockEngine, Running, engine, quick, running, until
 
-from pdctl.router.engines.instance import Registration
-from pdctl.router.workers.bus import Aborted, Drained, Message, Registered, Removed
+from pdctl.router.engines.instance import Registration, ServedModel
+from pdctl.router.settings import FixedInstance
+from pdctl.router.workers.bus import Aborted, Drained, Found, Message, Registered, Removed
 
 
 def registration(mock: MockEngine, **fields: object) -> Registration:
@@ -60,6 +61,42 @@ async def test_a_heartbeat_elsewhere_does_not_bring_in_what_this_worker_found_de
         assert (instance.live, instance.last_heartbeat > before) == (False, True)
         tell(at, Registered(registration(mixed), "another", news=True))  # it has just been found healthy
         assert (instance.live, instance.engine_id) == (True, "another")
+
+
+async def test_an_engine_that_is_found_healthy_elsewhere_gets_requests_here():
+    async with engine() as mixed:
+        mixed.health_status = 503
+        async with running(fixed=(FixedInstance("mixed", "127.0.0.1", mixed.port, 0),)) as at:
+            tell(at, Found(mixed.key, "its id", ServedModel("m", 512)))
+            instance = at.router.registry.instances[mixed.key]
+            assert (instance.live, instance.engine_id, instance.registration.model) == (True, "its id", "m")
+            assert (await at.post()).status_code == 200
+            tell(at, Found(mixed.key, "another", ServedModel("m", 512)))
+            assert instance.engine_id == "another"
+            tell(at, Found("127.0.0.1:1", "", None))
+            assert list(at.router.registry.instances) == [mixed.key]
+
+
+async def test_what_a_worker_finds_healthy_it_tells_once(told: list[Message]):
+    async with engine() as mixed:
+        mixed.models = {"data": [{"id": "m"}]}
+        fixed = (FixedInstance("mixed", "127.0.0.1", mixed.port, 0),)
+        async with running(fixed=fixed, limits=quick(probe_interval=0.02)) as at:
+            await until(lambda: at.router.registry.live("mixed"), "it to be found healthy")
+            asked = mixed.health_checks
+            await until(lambda: mixed.health_checks > asked + 1, "another check")
+            assert told == [Found(mixed.key, "", ServedModel("m"))]
+
+
+async def test_a_model_that_a_worker_was_told_is_told_with_the_registration(told: list[Message]):
+    async with engine() as mixed, running() as at:
+        mixed.models = {"data": [{"id": "m"}]}
+        await at.admit("mixed", mixed, model="")
+        [registered] = [message for message in told if isinstance(message, Registered)]
+        assert (registered.registration.model, registered.served) == ("", ServedModel("m"))
+    async with running() as other:
+        tell(other, registered)
+        assert [model["id"] for model in (await other.http.get("/v1/models")).json()["data"]] == ["m"]
 
 
 async def test_a_removed_engine_that_tries_to_come_back_is_told_to_all(told: list[Message]):

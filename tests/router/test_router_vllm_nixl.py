@@ -67,7 +67,16 @@ async def test_the_decode_follows_the_prefill_with_its_parameters_byte_for_byte(
         await pair.at.idle()
 
 
-@pytest.mark.parametrize("asked", [{"prompt": "a", "n": 2}, {"prompt": ["a", "b"]}, {"prompt": [[1, 2], [3]]}], ids=str)
+SEVERAL = [
+    {"prompt": "a", "n": 2},
+    {"prompt": ["a", "b"]},
+    {"prompt": [[1, 2], [3]]},
+    {"prompt": ["a", "b"], "messages": []},
+    {"prompt": "a", "best_of": 2},
+]
+
+
+@pytest.mark.parametrize("asked", SEVERAL, ids=str)
 async def test_what_would_fetch_the_kv_more_than_once_is_computed_by_the_decode(asked: dict[str, object]):
     """The prefill frees its blocks after the first fetch: the second could be of another request's KV."""
     async with nixl() as pair:
@@ -76,6 +85,35 @@ async def test_what_would_fetch_the_kv_more_than_once_is_computed_by_the_decode(
         assert pair.prefill.turns.empty()
         assert "kv_transfer_params" not in (await pair.decode.turn()).json
         assert pair.at.metrics.fallbacks["several_choices"] == 1
+
+
+@pytest.mark.parametrize("asked", SEVERAL, ids=str)
+async def test_that_holds_also_where_the_request_names_the_pair(asked: dict[str, object]):
+    async with nixl() as pair:
+        pins = {"X-Router-Prefill-URL": pair.prefill.url, "X-Router-Decode-URL": pair.decode.url, "X-Pdctl-Token": "t"}
+        response = await pair.at.post({"model": "m"} | asked, pins, "/v1/completions")
+        assert (response.status_code, response.headers["x-router-fallback"]) == (200, "several_choices")
+        assert pair.prefill.turns.empty()
+        assert "kv_transfer_params" not in (await pair.decode.turn()).json
+
+
+@pytest.mark.parametrize("asked", [{"n": 2}, {"prompt_logprobs": 1}], ids=str)
+async def test_what_needs_no_prefill_is_served_without_one(asked: dict[str, object]):
+    async with nixl() as pair:
+        pair.at.router.registry.take_out(pair.at.router.registry.instances[pair.prefill.key], "it is gone")
+        assert (await pair.at.post(PROMPT | asked)).status_code == 200
+        assert "x-router-fallback" not in (response := await pair.at.post()).headers
+        assert response.status_code == 503
+
+
+async def test_what_needs_no_prefill_waits_for_no_full_one():
+    async with nixl(on_prefill=hold, engine_requests=1) as pair, engine() as free:
+        waiting = asyncio.create_task(pair.at.post())
+        held = await pair.prefill.turn()
+        await pair.at.admit("decode", free, protocol="vllm-nixl")
+        assert (await pair.at.post(PROMPT | {"n": 2})).headers["x-router-decode-url"] == free.url
+        await prefilled(held)
+        assert (await waiting).status_code == 200
 
 
 async def test_a_stream_is_the_decodes_and_its_options_do_not_reach_the_prefill():
@@ -194,13 +232,91 @@ async def test_a_prefills_answer_is_not_collected_for_ever():
         await pair.at.idle()
 
 
-async def test_a_decode_that_fails_is_followed_by_a_whole_new_pair():
-    """What the first prefill holds is known to the decode that failed only: the prompt is computed again."""
-    async with nixl(on_decode=fail) as pair, engine() as other:
+async def hang_up(turn: Turn) -> None:
+    turn.drop()
+
+
+@pytest.mark.parametrize("bad", [fail, hang_up, break_body])
+async def test_a_decode_that_fails_is_followed_by_a_whole_new_pair(bad: OnRequest):
+    """The prompt is computed again. The prefill does not keep what it holds for the decode that failed."""
+    async with nixl(on_decode=bad) as pair, engine() as other:
         await pair.at.admit("decode", other, protocol="vllm-nixl")
-        response = await pair.at.post()
+        response = await pair.at.post(PROMPT | {"max_tokens": 9})
         assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
-        assert pair.prefill.turns.qsize() == 2
+        first, second = await pair.prefill.turn(), await pair.prefill.turn()
+        turns = {turn.headers["x-request-id"]: turn for turn in (await other.turn(), await other.turn())}
+        ids = [turn.headers["x-request-id"] for turn in (first, second)]
+        assert sorted(turns) == sorted(ids)
+        assert [params_of(turns[one]) for one in ids] == [PARAMS, PARAMS]
+        assert [(turns[one].json["max_tokens"], turns[one].json.get("stream")) for one in ids] == [
+            (1, False),
+            (9, None),
+        ]
+        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
+        await pair.at.idle()
+
+
+async def test_a_decode_that_refuses_for_good_leaves_no_blocks():
+    async def refuse(turn: Turn) -> None:
+        await turn.answer({"error": {"message": "no"}}, 400)
+
+    async with nixl(on_decode=refuse) as pair, engine() as other:
+        await pair.at.admit("decode", other, protocol="vllm-nixl")
+        statuses = [(await pair.at.post()).status_code for _ in range(2)]
+        assert sorted(statuses) == [200, 400]
+        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
+        assert [(await other.turn()).json.get("max_tokens") for _ in range(2)].count(1) == 1
+        await pair.at.idle()
+
+
+async def test_blocks_that_the_other_decode_does_not_take_either_are_counted():
+    async with nixl(on_decode=fail) as pair, engine(fail) as other:
+        await pair.at.admit("decode", other, protocol="vllm-nixl")
+        assert (await pair.at.post()).status_code == 503
+        await until(lambda: pair.at.metrics.kv_releases["failed"], "the end of the release")
+        assert pair.at.metrics.kv_releases["done"] == 0
+        await pair.at.idle()
+
+
+@pytest.mark.parametrize("params", [b"null", PARAMS])
+async def test_nothing_is_released_that_nobody_holds_or_of_what_has_been_taken(params: bytes):
+    async def break_off(turn: Turn) -> None:
+        if params == b"null":
+            await fail(turn)
+        await send_events(turn, token_event("P"), end=False)
+        turn.drop()
+
+    async def holding(turn: Turn) -> None:
+        await prefilled(turn, params)
+
+    async with nixl(holding, break_off) as pair, engine() as other:
+        await pair.at.admit("decode", other, protocol="vllm-nixl")
+        for _ in range(2):
+            await (await ask(pair.at)).rest()
+        await pair.at.idle()
+        assert not pair.at.metrics.kv_releases
+        assert all(turn.json["stream"] for turn in other.turns._queue)  # type: ignore[attr-defined]
+
+
+async def test_a_client_that_left_leaves_no_blocks_if_the_decode_is_gone_too(monkeypatch: pytest.MonkeyPatch):
+    """It was told to take them, being the one that was being connected."""
+    async with nixl(on_prefill=hold) as pair, engine() as other:
+        await pair.at.admit("decode", other, protocol="vllm-nixl", is_paused=True)
+        client = await ask(pair.at, STREAM | {"n": 1})
+        turn = await pair.prefill.turn()
+        body = b'{"kv_transfer_params": %b}' % PARAMS
+        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        [exchange] = pair.at.router.in_flight.values()
+        attempt = exchange.attempt
+        assert attempt is not None
+        await until(lambda: any(leg.head for leg in attempt.waits_for()), "the head of the prefill's answer")
+        client.leave()
+        await until(lambda: gone(pair.at), "the client's end to be noticed")
+        await pair.decode.stop()
+        await pair.at.admit("decode", other, protocol="vllm-nixl")
+        await turn.send(body)
+        assert params_of(await other.turn()) == PARAMS
+        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
         await pair.at.idle()
 
 

@@ -40,6 +40,33 @@ async def test_an_engine_that_registers_at_one_is_known_to_all_at_once():
             assert (await http.post(CHAT, json=PROMPT)).json() == ANSWER
 
 
+class HealthyOnce(MockEngine):
+    """Once it may, it says a single time that it is healthy: only one worker can find that out by itself."""
+
+    may = False
+
+    @property
+    def health_status(self) -> int:
+        healthy, self.may = self.may, False
+        return 200 if healthy else 503
+
+    @health_status.setter
+    def health_status(self, value: int) -> None: ...
+
+
+async def test_an_engine_that_one_finds_healthy_is_known_to_all_before_it_is_listed():
+    mixed = HealthyOnce()
+    await mixed.start()
+    async with two_workers("--mixed", mixed.url) as (_, each):
+        mixed.may = True
+        async with asyncio.timeout(LIMIT):
+            lists: list[object] = []
+            while not any(lists):
+                lists = [(await http.get("/registered")).json()["mixed"] for http in each]
+        assert [(await known(http))[mixed.key]["state"] for http in each] == ["ready", "ready"]
+    await mixed.stop()
+
+
 async def test_what_is_drained_and_removed_at_one_is_so_at_all():
     async with engine() as a, engine() as b, two_workers() as (router, each):
         for mock in (a, b):

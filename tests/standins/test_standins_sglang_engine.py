@@ -1,6 +1,7 @@
 """SGLang's stand-in by itself: what it takes, what it refuses, and when it starts."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -209,6 +210,39 @@ async def test_what_keeps_it_from_starting(alone: Pair):
         assert "[Errno 98] address already in use" in said
     assert memory[0] == 1
     assert memory[1].startswith("torch.OutOfMemoryError: CUDA out of memory")
+
+
+async def test_data_parallel_attention_binds_a_row_of_ports():
+    """By itself 233 after its API's, which for the next engine is not far enough away; a place of its own for each is."""
+    flags = (*MODEL, "--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
+    gpus = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    first = free_row(500)
+    async with standin(MODULE, *flags, port=first, **gpus) as one:
+        await one.healthy()
+        for near in (2, 6, 13):
+            code, said = await run(MODULE, *flags, "--port", first + near, **gpus)
+            assert (code, "address already in use" in said) == (1, True)
+        row = first + 300
+        told = ("--dist-init-addr", f"127.0.0.1:{row}")
+        async with standin(MODULE, *flags, *told, port=first + 2, **gpus) as other:
+            await other.healthy()
+            taken = [port - row for port in range(row, row + 16) if not is_free(port)]
+            assert taken == [0, 1, 2, 3, 4, 5, 6, 13]
+
+
+def free_row(count: int) -> int:
+    """The first of as many free ports in a row, below those that Linux gives out by itself."""
+    return next(first for first in range(21000, 32000, count) if all(map(is_free, range(first, first + count))))
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probing:
+        probing.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probing.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 async def test_an_engine_on_two_hosts_is_ready_when_both_are_there():

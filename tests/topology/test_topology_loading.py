@@ -185,7 +185,7 @@ def test_unknown_keys(text: str, line: str):
             "t.yaml:1: prefill: expected a number of replicas, a mapping or a list of mappings, got text 'two'",
         ),
         ("prefill: [2]\ndecode: 1\n", "t.yaml:1: prefill[0]: expected a mapping, got the number 2"),
-        ("prefill: {gpus: 0}\ndecode: 1\n", "t.yaml:1: prefill.gpus: expected a list, got the number 0"),
+        ("prefill: {gpus: 0}\ndecode: 1\n", "t.yaml:1: prefill.gpus: expected auto or a list of numbers, got the number 0"),
         (
             "prefill: {args: {a: {b: 1}}}\ndecode: 1\n",
             "t.yaml:1: prefill.args.a: expected text, a number, true, false or a list of these, got a mapping",

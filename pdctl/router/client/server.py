@@ -190,6 +190,11 @@ class Client(asyncio.Protocol):
         return self._http11 and not self._headless
 
     @property
+    def host(self) -> str:
+        """The IP address that the connection comes from."""
+        return self.address.rpartition(":")[0]
+
+    @property
     def address(self) -> str:
         """Whose connection it is."""
         if self._address is None:

@@ -17,11 +17,12 @@ class Group:
         self.mixed = _trusted([i for i in ready if i.registration.role == "mixed"])
         self._partners = {p.key: [d for d in self.decode if mismatch(p, d) is None] for p in self.prefill}
         self.paired = [p for p in self.prefill if self._partners[p.key]]  # prefill that have a decode partner
+        self.selective = [d for d in self.decode if not d.protocol.splits_all]  # share not every request with a prefill
         self._pairs: dict[tuple[str, str], Pair] = {}
 
     def partners(self, prefill: Instance) -> list[Instance]:
-        """The decode instances that can work with a prefill instance."""
-        return self._partners[prefill.key]
+        """The decode instances that can work with a prefill instance; none if it gets no requests."""
+        return self._partners.get(prefill.key, [])
 
     def pair(self, prefill: Instance | None, decode: Instance) -> Pair:
         """The pair of two instances."""

@@ -1,10 +1,11 @@
 """Asks the engines' /health: at registration, every few seconds, and at once after a dropped connection."""
 
 import asyncio
+from collections.abc import Callable
 
-from pdctl.router.engines.instance import Instance
+from pdctl.router.engines.instance import Instance, ServedModel
 from pdctl.router.engines.registry import Registry
-from pdctl.router.engines.served_model import ServedModel, ask_served_model
+from pdctl.router.engines.served_model import ask_served_model
 from pdctl.router.settings import Limits
 from pdctl.router.upstream.fetch import FetchError, fetch
 
@@ -21,9 +22,11 @@ async def probe(instance: Instance) -> None:
 class HealthChecks:
     """Takes out engines that are not healthy, and brings them in again."""
 
-    def __init__(self, registry: Registry, limits: Limits) -> None:
+    def __init__(self, registry: Registry, limits: Limits, on_found: Callable[[Instance], None]) -> None:
+        """`on_found` is called when an instance that did not get requests is brought in."""
         self._registry = registry
         self._limits = limits
+        self._on_found = on_found
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._next = asyncio.get_running_loop().time() + limits.probe_interval
 
@@ -62,7 +65,7 @@ class HealthChecks:
         problem = served = None
         try:
             await probe(instance)
-            if instance.fixed and not instance.live:
+            if instance.is_asked and not instance.live:
                 served = await ask_served_model(instance)
         except FetchError as error:
             problem = error
@@ -83,8 +86,9 @@ class HealthChecks:
 
     def _succeeded(self, instance: Instance, served: ServedModel | None, *, renewed: bool) -> None:
         if served is not None and not instance.live:
-            self._registry.learn_model(instance, *served)
+            self._registry.learn_model(instance, served)
         instance.failures = 0
         instance.successes += 1
         if renewed or (not instance.live and instance.successes >= self._limits.probe_successes):
             self._registry.bring_in(instance)
+            self._on_found(instance)

@@ -9,10 +9,9 @@ import msgspec
 from pdctl.router.engines.breaker import Breaker
 from pdctl.router.engines.load import Load
 from pdctl.router.protocols import PROTOCOLS
-from pdctl.router.settings import Limits
+from pdctl.router.settings import Limits, Role
 from pdctl.router.upstream.pool import Pool, address
 
-Role = Literal["prefill", "decode", "mixed"]
 Transfer = Literal["ipc", "rdma", "tcp"]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 OptionalPort = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -56,6 +55,13 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(other, connected_decodes=self.connected_decodes) == self
 
 
+class ServedModel(NamedTuple):
+    """What an engine says of its model when it is asked."""
+
+    name: str
+    max_model_len: int | None = None
+
+
 class Reported(NamedTuple):
     """What an engine said last about its load, and when (event loop time)."""
 
@@ -84,6 +90,7 @@ class Instance:
         "reason",
         "registration",
         "reported",
+        "served",
         "successes",
     )
 
@@ -94,6 +101,7 @@ class Instance:
         self.load = load
         self.pool = Pool(registration.host_ip, registration.port, limits)
         self.fixed = fixed  # named on the command line: it sends no heartbeats
+        self.served: ServedModel | None = None  # what it said when it was asked, having no name in its registration
         self.live = False  # answers; else `reason` says why not
         self.reason = "not checked yet"
         self.draining = False  # an operator wants it to end what it has
@@ -124,6 +132,18 @@ class Instance:
     def name(self) -> str:
         """What errors call it."""
         return f"{self.registration.role} instance {self.url}"
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether it has to be asked which model it serves, whenever it comes back."""
+        return self.fixed or self.served is not None
+
+    def named(self, registration: Registration) -> Registration:
+        """A registration of this engine, with what it said of its model if the registration names none."""
+        if registration.model or self.served is None:
+            return registration
+        name, max_model_len = self.served
+        return msgspec.structs.replace(registration, model=name, max_model_len=max_model_len)
 
     def change(self, registration: Registration) -> None:
         """Take what it says about itself now."""

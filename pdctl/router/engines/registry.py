@@ -8,9 +8,10 @@ import msgspec
 
 from pdctl.router.engines.breaker import State
 from pdctl.router.engines.groups import Group
-from pdctl.router.engines.instance import Instance, Registration, Role
+from pdctl.router.engines.instance import Instance, Registration, ServedModel
 from pdctl.router.engines.load import Load
-from pdctl.router.settings import Settings
+from pdctl.router.engines.served_model import ask_served_model
+from pdctl.router.settings import Role, Settings
 from pdctl.router.upstream.fetch import FetchError
 from pdctl.router.upstream.pool import address
 
@@ -45,7 +46,7 @@ class Registry:
     async def register(self, registration: Registration) -> bool:
         """Add an instance or take its heartbeat; one that is not live yet (again) must answer its /health first.
 
-        Returns whether that is news. RegistrationError if it is refused.
+        One that names no model is asked for it then. Returns whether that is news. RegistrationError if it is refused.
         """
         key = address(registration.host_ip, registration.port)
         self._check_admissible(registration.role, key)
@@ -56,7 +57,7 @@ class Registry:
             return self.admit(registration)
         instance = instance or self._make(registration)
         try:
-            await self._check_healthy(instance)
+            await self._check_healthy(instance, registration)
             return self.admit(registration, instance)
         finally:
             if self.instances.get(key) is not instance:
@@ -70,6 +71,7 @@ class Registry:
         if instance is None:
             instance = self.instances[key] = probed or self._make(registration)
         instance.last_heartbeat = self._now()
+        registration = instance.named(registration)
         if instance.live and instance.registration.says_the_same(registration):
             instance.registration = registration
             return False
@@ -79,7 +81,7 @@ class Registry:
         self.bring_in(instance)
         return True
 
-    def admit_told(self, registration: Registration, engine_id: str, *, news: bool) -> None:
+    def admit_told(self, registration: Registration, engine_id: str, served: ServedModel | None, *, news: bool) -> None:
         """Take a registration that another worker has admitted."""
         key = address(registration.host_ip, registration.port)
         if key in self._removed:
@@ -92,7 +94,18 @@ class Registry:
             return  # this process has its own reason to keep it out
         if not instance.live:
             instance.engine_id = engine_id
+        instance.served = served
         self.admit(registration, instance)
+
+    def bring_in_told(self, key: str, engine_id: str, served: ServedModel | None) -> None:
+        """Let an instance get requests that another worker has just found healthy, or under another engine id."""
+        instance = self.instances.get(key)
+        if instance is None or (instance.live and (instance.engine_id, instance.served) == (engine_id, served)):
+            return
+        instance.engine_id = engine_id
+        if served is not None:
+            self.learn_model(instance, served)
+        self.bring_in(instance)
 
     def add_fixed(self, registration: Registration) -> None:
         """Add an instance that sends no heartbeats; its health decides when it gets requests."""
@@ -100,11 +113,14 @@ class Registry:
         self.instances[instance.key] = instance
         self._rebuild()
 
-    def learn_model(self, instance: Instance, model: str, max_model_len: int | None) -> None:
-        """Take what an instance that does not register says of its model, before it is brought in."""
-        registration = msgspec.structs.replace(instance.registration, model=model, max_model_len=max_model_len)
+    def learn_model(self, instance: Instance, served: ServedModel) -> None:
+        """Take what an instance that was asked says of its model, before it is brought in."""
+        instance.served = served
+        registration = msgspec.structs.replace(
+            instance.registration, model=served.name, max_model_len=served.max_model_len
+        )
         if registration != instance.registration:
-            log.info("%s serves %s", instance.name, model or "a model that it does not name")
+            log.info("%s serves %s", instance.name, served.name)
             instance.change(registration)
 
     def bring_in(self, instance: Instance) -> None:
@@ -235,9 +251,11 @@ class Registry:
                 f"{self._settings.heartbeat_timeout:g} s without a registration"
             )
 
-    async def _check_healthy(self, instance: Instance) -> None:
+    async def _check_healthy(self, instance: Instance, registration: Registration) -> None:
         try:
             await self._probe(instance)
+            if not registration.model:
+                instance.served = await ask_served_model(instance) or instance.served
         except FetchError as error:
             instance.reason = str(error)
             raise RegistrationError(f"{instance.url} is not healthy: {error}") from None

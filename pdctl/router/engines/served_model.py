@@ -1,18 +1,13 @@
-"""Asks an engine that does not register which model it serves."""
+"""Asks an engine that does not say it by itself which model it serves."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 
-from pdctl.router.engines.instance import Instance
-from pdctl.router.upstream.fetch import fetch
+from pdctl.router.engines.instance import Instance, ServedModel
+from pdctl.router.upstream.fetch import FetchError, fetch
 
-
-class ServedModel(NamedTuple):
-    """What an engine says of its model; no name if it does not say."""
-
-    name: str = ""
-    max_model_len: int | None = None
+_MODELS = "/v1/models"
 
 
 class _Model(msgspec.Struct):
@@ -24,13 +19,18 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-async def ask_served_model(instance: Instance) -> ServedModel:
-    """The first of the engine's GET /v1/models: engines put aliases and adapters after it. FetchError: no answer."""
-    answer = await fetch(instance.pool, b"GET", b"/v1/models", timeout=instance.pool.limits.probe_timeout)
+async def ask_served_model(instance: Instance) -> ServedModel | None:
+    """The first of the engine's GET /v1/models: engines put aliases and adapters after it.
+
+    None: it does not tell us (it has no such list, or wants a key). FetchError: it cannot tell now.
+    """
+    answer = await fetch(instance.pool, b"GET", _MODELS.encode(), timeout=instance.pool.limits.probe_timeout)
+    if 400 <= answer.status < 500:
+        return None
     if answer.status != 200:
-        return ServedModel()
+        raise FetchError(f"{_MODELS} answers {answer.status}")
     try:
         models = msgspec.json.decode(answer.body, type=_Models).data
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ServedModel()
-    return ServedModel(models[0].id, models[0].max_model_len) if models else ServedModel()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FetchError(f"{_MODELS} answers with no list of models: {error}") from None
+    return ServedModel(models[0].id, models[0].max_model_len) if models else None

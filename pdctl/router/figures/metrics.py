@@ -80,6 +80,9 @@ class Metrics:
         self.retries = counter("retries_total", (), "Requests sent to another instance.")
         self.resumes = counter("resumes_total", (), "Streams continued on another instance.")
         self.broken_streams = counter("broken_streams_total", (), "Answers that ended in the middle.")
+        self.kv_releases = counter(
+            "kv_releases_total", ("outcome",), "KV of prefills whose decode failed, sent to another decode to be freed."
+        )
         self.leg_failures = counter(
             "leg_failures_total", ("role", "kind"), "Engine calls without a whole answer, by role and kind."
         )

@@ -34,6 +34,11 @@ class PdProtocol:
     splits_choices = True  # several choices, or several prompts, can be asked for with a pair
     splits_prompt_output = True  # logprobs of the prompt can be asked for with a pair
 
+    @property
+    def splits_all(self) -> bool:
+        """Whether any request can be sent to a pair."""
+        return self.splits_choices and self.splits_prompt_output
+
     def mismatch(self, prefill: "Instance", decode: "Instance") -> str | None:
         """Why these two cannot work together; None if they can."""
         return None

@@ -154,6 +154,7 @@ class Attempt:
 
     def decode_refused(self, leg: Leg, head: Head) -> None:
         """The decode's error is complete."""
+        self._release_elsewhere()
         if self._prefill is None or self._prefill.over:
             self._judge(leg, head)
         elif leg.on_trial:  # it may be the prefill's fault: the trial has no verdict
@@ -165,6 +166,7 @@ class Attempt:
     def decode_failed(self, leg: Leg, failure: Failure) -> None:
         """The decode is gone."""
         self._note(leg, failure)
+        self._release_elsewhere()
         if self._prefill is not None:
             self._drop(self._prefill)
         self._exchange.failed(leg, failure)
@@ -195,14 +197,30 @@ class Attempt:
     def _release(self, prefill: Leg) -> None:
         """Have a decode take, and drop, the KV that waits at the prefill."""
         self._drop(self._decode)
-        try:
-            body = self.pair.protocol.release(self._exchange.body, self.pair, prefill.answer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            body = None  # no prefill's answer: it names no KV
+        body = self._releasing(prefill)
         if body is not None:
             self._decode = DecodeLeg(self, self.pair.decode, self._exchange.body.tokens)
             self._send(self._decode, body)
         self._exchange.leg_closed()
+
+    def _release_elsewhere(self) -> None:
+        """The decode has failed: have another one take the KV that may still wait for it at the prefill."""
+        prefill, exchange = self._prefill, self._exchange
+        if not self.sequential or self.begun or prefill is None or not prefill.over or not prefill.instance.live:
+            return
+        body, group = self._releasing(prefill), exchange.router.registry.group(exchange.body.model)
+        partners = group.partners(prefill.instance) if group is not None else []
+        others = [decode for decode in partners if decode is not self.pair.decode]
+        if body is not None and others:
+            decode = min(others, key=lambda decode: decode.load.requests)
+            exchange.router.releases.begin(decode, exchange.request.target, self._headers, body)
+
+    def _releasing(self, prefill: Leg) -> bytes | None:
+        """The body that has a decode take and drop what waits at the prefill; None: nothing does."""
+        try:
+            return self.pair.protocol.release(self._exchange.body, self.pair, prefill.answer)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None  # no prefill's answer: it names no KV
 
     def _time(self, seconds: Histograms) -> None:
         """Note that a leg has ended; not of engines that are removed, since nobody would take that note away."""

@@ -15,20 +15,26 @@ class Body(msgspec.Struct, frozen=True, gc=False):
     opened: bytes  # the JSON object without its closing brace, ready for another member: ends in "{" or ","
     request_id: str | None  # the client's own
     tokens: int  # the prompt's, estimated
-    prompt: bytes  # raw JSON of the messages, or of the prompt
+    prompt: bytes  # raw JSON of a chat's messages, or of the prompt or prompts
     model: str
     stream: bool
     n: int
+    best_of: int
     user: str
     prompt_output: bool  # asks for what only the engine that computes the prompt has: its logprobs
 
     @property
     def sequences(self) -> int:
-        """How many it asks for: prompts times choices."""
+        """How many are answered: prompts times choices."""
         prompts = 1
         if self.prompt.startswith(b"[") and self.prompt[1:].lstrip()[:1] in (b'"', b"["):
             prompts = len(msgspec.json.decode(self.prompt, type=list[Raw]))
         return prompts * self.n
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one sequence is generated, and no others that the best one is chosen of."""
+        return self.n <= 1 and self.best_of <= 1 and self.sequences <= 1
 
 
 class BodyError(ValueError):
@@ -41,6 +47,7 @@ class _Envelope(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     n: int | None = None
+    best_of: int | None = None
     user: str | None = None
     echo: bool | None = None
     prompt_logprobs: int | None = None
@@ -69,8 +76,11 @@ _ADDED = (
 )
 
 
-def parse_body(raw: bytes) -> Body:
-    """Read a completion request's body. BodyError if it is no JSON object, or has a member of the wrong type."""
+def parse_body(raw: bytes, *, chat: bool) -> Body:
+    """Read a completion request's body, of which engines read `messages` for a chat and else `prompt`.
+
+    BodyError if it is no JSON object, or has a member of the wrong type.
+    """
     try:
         if not raw.isascii():
             raw.decode()  # the reader checks only what it reads, but other readers of the body check all
@@ -82,7 +92,7 @@ def parse_body(raw: bytes) -> Body:
     opened = raw.rstrip(b" \t\r\n")[:-1].rstrip(b" \t\r\n")
     if not opened.endswith(b"{"):
         opened += b","
-    prompt = bytes(seen.messages) or bytes(seen.prompt)
+    prompt = bytes(seen.messages if chat else seen.prompt)
     return Body(
         opened,
         seen.request_id or None,
@@ -91,6 +101,7 @@ def parse_body(raw: bytes) -> Body:
         seen.model or "",
         bool(seen.stream),
         seen.n or 1,
+        seen.best_of or 1,
         seen.user or "",
         bool(seen.echo) or seen.prompt_logprobs is not None,
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pdctl.router.app import Router
 
 WWW_AUTHENTICATE = b"www-authenticate: Bearer\r\n"
+_CHAT = b"/v1/chat/completions"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
@@ -38,7 +39,7 @@ def accept(router: "Router", request: Request, client: Client) -> Exchange | Non
     try:
         key = authenticate(router, request)
         _check_room(router)
-        body = parse_body(request.body)
+        body = parse_body(request.body, chat=request.path == _CHAT)
         model = router.models.label(body.model)
         request_id = _request_id(request, body)
         _check_unique(router, request_id)

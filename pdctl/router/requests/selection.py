@@ -13,6 +13,7 @@ from pdctl.router.engines.registry import Registry
 from pdctl.router.figures.metrics import Metrics
 from pdctl.router.policies import make_policy
 from pdctl.router.policies.base import Policy
+from pdctl.router.protocols import PdProtocol
 from pdctl.router.requests.ask import Ask
 from pdctl.router.requests.body import Body
 from pdctl.router.settings import Settings
@@ -68,13 +69,14 @@ class Selector:
             raise SelectionError(404, f"the model {body.model} is not served here", "model_not_found")
         if not self._splitwise:
             return Choice(group.pair(None, self._pick(self._mixed, group.mixed, ask, avoided, group)))
+        if group.selective and (alone := _serving_alone(body, group.selective)):
+            decode = self._pick(self._decode, list(alone), ask, avoided, group)
+            return Choice(group.pair(None, decode), fallback=alone[decode])
         paired = group.paired
         if avoided:  # a prefill all of whose partners are avoided is of no use
             paired = [p for p in paired if any(d.key not in avoided for d in group.partners(p))]
         prefill = self._pick(self._prefill, paired, ask, avoided, group)
         decode = self._pick(self._decode, group.partners(prefill), ask, avoided, group)
-        if (reason := _unsplittable(body, decode)) and decode.protocol.can_prefill(decode):
-            return Choice(group.pair(None, decode), fallback=reason)
         if self._pd_min_tokens and self._is_short(decode, ask):
             return Choice(group.pair(None, decode), skipped=True)
         return Choice(group.pair(prefill, decode))
@@ -88,7 +90,8 @@ class Selector:
         reason = mismatch(prefill, decode)
         if reason is not None:
             raise SelectionError(400, reason, "no_pair")
-        return Choice(Pair(prefill, decode))
+        fallback = _serving_alone(body, [decode]).get(decode)
+        return Choice(Pair(prefill if fallback is None else None, decode), fallback=fallback)
 
     def _pick(
         self, policy: Policy, candidates: Sequence[Instance], ask: Ask, avoided: Container[str], group: Group
@@ -138,10 +141,16 @@ class Selector:
         return instance
 
 
-def _unsplittable(body: Body, decode: Instance) -> str | None:
-    """Why prefill and decode cannot share a request."""
-    if body.prompt_output and not decode.protocol.splits_prompt_output:
+def _serving_alone(body: Body, decodes: Sequence[Instance]) -> dict[Instance, str]:
+    """The decodes that cannot share a request with a prefill, and can serve it without; each with the reason."""
+    if body.is_single and not body.prompt_output:
+        return {}
+    reasons = {decode: _indivisible(body, decode.protocol) for decode in decodes if decode.protocol.can_prefill(decode)}
+    return {decode: reason for decode, reason in reasons.items() if reason is not None}
+
+
+def _indivisible(body: Body, protocol: PdProtocol) -> str | None:
+    """Why a protocol's prefill and decode cannot share a request."""
+    if body.prompt_output and not protocol.splits_prompt_output:
         return "prompt_logprobs"
-    if not decode.protocol.splits_choices and body.sequences > 1:
-        return "several_choices"
-    return None
+    return None if protocol.splits_choices or body.is_single else "several_choices"

@@ -33,7 +33,9 @@ async def generate(router: "Router", model: str) -> tuple[int, object]:
         keep_alive=True,
     )
     asker = Asker()
-    exchange = Exchange(router, asker, request, parse_body(body), f"health-{os.urandom(8).hex()}", None, None)
+    exchange = Exchange(
+        router, asker, request, parse_body(body, chat=False), f"health-{os.urandom(8).hex()}", None, None
+    )
     try:
         exchange.start()
         async with asyncio.timeout(_TIMEOUT):

@@ -11,7 +11,7 @@ from typing import cast
 import msgspec
 
 from pdctl.errors import PdctlError
-from pdctl.router.engines.instance import Registration
+from pdctl.router.engines.instance import Registration, ServedModel
 from pdctl.router.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,15 @@ class Registered(msgspec.Struct, frozen=True, tag=True):
     registration: Registration
     engine_id: str  # see Instance
     news: bool  # else it is a mere heartbeat
+    served: ServedModel | None = None  # see Instance
+
+
+class Found(msgspec.Struct, frozen=True, tag=True):
+    """A worker has found an engine healthy that got no requests from it, or that has another engine id by now."""
+
+    key: str
+    engine_id: str  # see Instance
+    served: ServedModel | None  # see Instance
 
 
 class Drained(msgspec.Struct, frozen=True, tag=True):
@@ -118,8 +127,8 @@ class Answers(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Begin | Joined | CaughtUp | Ready | Failed | Stop | Reopen | Registered | Drained | Removed | Aborted | Ask | Tell
-    | Told | Answers
+    Begin | Joined | CaughtUp | Ready | Failed | Stop | Reopen | Registered | Found | Drained | Removed | Aborted | Ask
+    | Tell | Told | Answers
 )  # fmt: skip
 encode: Callable[[Message], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes], Message] = msgspec.msgpack.Decoder(Message).decode

@@ -1,5 +1,6 @@
 """`python -m sglang.launch_server`: one SGLang engine, or its part on one host."""
 
+import socket
 from typing import Any
 
 from aiohttp import web
@@ -13,6 +14,9 @@ from sglang.standin_arguments import Arguments, parse
 from sglang.standin_body import check_alone
 from sglang.standin_decode import Decode
 from sglang.standin_prefill import Prefill
+
+# What the processes of data parallel attention bind after the place where they meet.
+_DP_ATTENTION_PORTS = (1, 2, 3, 4, 5, 6, 13)
 
 
 class Mixed(Engine):
@@ -42,6 +46,7 @@ async def serve(arguments: Arguments, life: Life) -> None:
         return
     api = bind(arguments.host, arguments.port, "--port")
     rendezvous = bind(*arguments.head, "--dist-init-addr") if arguments.head else None
+    _held = _bind_dp_attention(arguments)
     engine = _engine(arguments)
     bootstrap = None
     if arguments.has_bootstrap:
@@ -60,6 +65,13 @@ async def serve(arguments: Arguments, life: Life) -> None:
         await Head(life, arguments.nodes).gather(rendezvous)
     server.healthy = True
     await life.over()
+
+
+def _bind_dp_attention(arguments: Arguments) -> list[socket.socket]:
+    if not arguments.dp_attention or arguments.head is None:
+        return []
+    host, first = arguments.head
+    return [bind(host, first + more, "DP attention") for more in _DP_ATTENTION_PORTS]
 
 
 def _engine(arguments: Arguments) -> Engine:

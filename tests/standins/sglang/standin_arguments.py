@@ -10,6 +10,7 @@ from standin_faults import Role, start_fault
 from standin_flags import Flags, address, are_nics, port, positive
 
 BACKENDS = ("mooncake", "nixl", "ascend", "mori", "fake")
+_DP_ATTENTION_PORT = 233  # where its processes meet, from that of the API, unless they are told where
 ROLES: dict[str, Role] = {"null": "mixed", "prefill": "prefill", "decode": "decode"}
 _VARIABLES = {  # SGLANG_DISAGGREGATION_..., and defaults
     "BOOTSTRAP_TIMEOUT": 300.0,
@@ -46,7 +47,8 @@ class Arguments:
     dp: int
     nodes: int
     node_rank: int
-    head: tuple[str, int] | None
+    head: tuple[str, int] | None  # where its processes meet
+    dp_attention: bool
     bootstrap_timeout: float  # seconds
     waiting_timeout: float  # seconds
     heartbeat_interval: float  # seconds
@@ -78,7 +80,8 @@ def parse(argv: list[str] | None) -> Arguments:
         dp=given.dp_size,
         nodes=given.nnodes,
         node_rank=given.node_rank,
-        head=given.dist_init_addr,
+        head=_head(given),
+        dp_attention=given.enable_dp_attention,
         bootstrap_timeout=times["BOOTSTRAP_TIMEOUT"],
         waiting_timeout=times["WAITING_TIMEOUT"],
         heartbeat_interval=times["HEARTBEAT_INTERVAL"],
@@ -145,6 +148,12 @@ def _check_nodes(flags: Flags, given: argparse.Namespace) -> None:
         flags.error(f"argument --tp-size: {given.tp_size} ranks do not spread over {given.nnodes} nodes")
     if given.enable_dp_attention and given.tp_size % given.dp_size:
         flags.error(f"argument --dp-size: {given.dp_size} does not divide --tp-size {given.tp_size}")
+
+
+def _head(given: argparse.Namespace) -> tuple[str, int] | None:
+    if given.dist_init_addr is None and given.enable_dp_attention:
+        return "127.0.0.1", given.port + _DP_ATTENTION_PORT
+    return given.dist_init_addr
 
 
 def _check_environment(flags: Flags, given: argparse.Namespace) -> None:

@@ -1,0 +1,1 @@
+"""One file for each family of checks: from facts to findings, nothing else."""
