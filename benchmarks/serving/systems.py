@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -31,46 +32,62 @@ class Endpoint:
 @contextmanager
 def pdctl_system(model: Path) -> Iterator[Endpoint]:
     """Run pdctl with its builtin engine on ``model``, a safetensors folder."""
+    engine = {"replicas": 1, "args": {"threads": 1, "dtype": "bfloat16", "served-model-name": "smollm2"}}
+    topology = {"name": "bench", "model": str(model), "router": {"port": 0}, "prefill": engine, "decode": engine}
     with tempfile.TemporaryDirectory() as folder:
-        topology = Path(folder, "bench.yaml")
-        engine = {"replicas": 1, "args": {"threads": 1, "dtype": "bfloat16", "served-model-name": "smollm2"}}
-        topology.write_text(
-            json.dumps(
-                {"name": "bench", "model": str(model), "router": {"port": 0}, "prefill": engine, "decode": engine}
-            )
-        )
-        environment = os.environ | {"PDCTL_STATE_DIR": folder}
+        file = Path(folder, "bench.yaml")
+        file.write_text(json.dumps(topology))
+        with deployed(file, {}) as (status, ready_s):
+            yield Endpoint(status["endpoint"], "smollm2", ready_s)
+
+
+@contextmanager
+def deployed(topology: Path, environment: dict[str, str]) -> Iterator[tuple[dict[str, Any], float]]:
+    """`pdctl up` with a state folder of its own, and `pdctl down` in the end; the status, and seconds to be ready."""
+    with tempfile.TemporaryDirectory() as folder:
+        variables = os.environ | {"PDCTL_STATE_DIR": folder} | environment
         command = [sys.executable, "-m", "pdctl"]
         start = time.perf_counter()
-        subprocess.run([*command, "up", "-d", str(topology)], env=environment, check=True)
+        subprocess.run([*command, "up", "-d", str(topology)], env=variables, check=True)
         ready_s = time.perf_counter() - start
         try:
-            status = subprocess.run([*command, "status", "--json"], env=environment, check=True, capture_output=True)
-            yield Endpoint(json.loads(status.stdout)["endpoint"], "smollm2", ready_s)
+            status = subprocess.run([*command, "status", "--json"], env=variables, check=True, capture_output=True)
+            yield json.loads(status.stdout), ready_s
         finally:
-            subprocess.run([*command, "down"], env=environment, check=True)
+            subprocess.run([*command, "down"], env=variables, check=True)
 
 
 @contextmanager
 def vllm_system(python: Path, model: Path) -> Iterator[Endpoint]:
     """Run vLLM with NixlConnector and vllm-router from the environment of ``python``, as its documentation says."""
-    ports = free_ports(6)
-    url = f"http://127.0.0.1:{ports[0]}"
+    ports = free_ports(4)
+    urls = [f"http://127.0.0.1:{port}" for port in ports[:2]]
     start = time.perf_counter()
     with ExitStack() as stack:
         logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for core, role in enumerate(("kv_producer", "kv_consumer")):
             command, environment = _vllm_engine(
-                python, model, role, port=ports[1 + core], side_port=ports[3 + core], core=core
+                python, model, role, port=ports[core], side_port=ports[2 + core], core=core
             )
             stack.enter_context(running(command, environment, logs / f"{role}.log"))
-        for port in ports[1:3]:
-            wait_healthy(f"http://127.0.0.1:{port}/health")
-        stack.enter_context(running(_vllm_router(python, ports), dict(os.environ), logs / "router.log"))
-        wait_healthy(f"{url}/health")
+        for url in urls:
+            wait_healthy(f"{url}/health")
+        endpoint = stack.enter_context(vllm_router(python, list(zip(("prefill", "decode"), urls, strict=True))))
         body = {"model": "smollm2", "prompt": "one two three four", "max_tokens": 2}
-        httpx.post(f"{url}/v1/completions", json=body, timeout=READY_TIMEOUT_S).raise_for_status()
-        yield Endpoint(url, "smollm2", time.perf_counter() - start)
+        httpx.post(f"{endpoint}/v1/completions", json=body, timeout=READY_TIMEOUT_S).raise_for_status()
+        yield Endpoint(endpoint, "smollm2", time.perf_counter() - start)
+
+
+@contextmanager
+def vllm_router(python: Path, engines: list[tuple[str, str]]) -> Iterator[str]:
+    """Run vllm-router, with its default policy, before engines by role and URL; its URL once it serves."""
+    port, metrics_port = free_ports(2)
+    command = [str(python.parent / "vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", "nixl"]
+    command += [text for role, url in engines for text in (f"--{role}", url)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics_port)]
+    with tempfile.TemporaryDirectory() as logs, running(command, dict(os.environ), Path(logs, "router.log")):
+        wait_healthy(f"http://127.0.0.1:{port}/readiness")
+        yield f"http://127.0.0.1:{port}"
 
 
 def _vllm_engine(
@@ -98,12 +115,6 @@ def _vllm_engine(
         "UCX_NET_DEVICES": "lo",
     }
     return command, environment
-
-
-def _vllm_router(python: Path, ports: list[int]) -> list[str]:
-    command = [str(python.parent / "vllm-router"), "--vllm-pd-disaggregation", "--kv-connector", "nixl"]
-    command += ["--prefill", f"http://127.0.0.1:{ports[1]}", "--decode", f"http://127.0.0.1:{ports[2]}"]
-    return [*command, "--policy", "round_robin", "--port", str(ports[0]), "--prometheus-port", str(ports[5])]
 
 
 @contextmanager

@@ -36,11 +36,13 @@ def _parser() -> _Parser:
     sweep.add_argument("--run-id", required=True)
     sweep.add_argument("--wait", type=float, default=0.0, help="seconds to let guardian and agent end by themselves")
     sweep.add_argument("--force", action="store_true", help="kill them too when they have not")
+    sweep.add_argument("--for-good", action="store_true", help="let no agent of the run begin afterwards")
     remains = _command(commands, "remains", _remains, "what a run has left beside processes")
     remains.add_argument("--ports", type=int, nargs="*", default=[], help="that it had")
     remains.add_argument("--since", type=float, required=True, help="when it was started, seconds since the epoch")
     logs = _command(commands, "logs", _logs, "the last lines of each log, one JSON list [process, time, text] a line")
     logs.add_argument("--tail", type=int, default=100)
+    logs.add_argument("--run-id", help="the run whose lines are wanted (default: any)")
     logs.add_argument("names", nargs="*")
     probe = _command(commands, "probe", _probe, "what this host has")
     probe.add_argument("--ports", type=int, nargs="*", default=[], help="ports to be looked at")
@@ -95,7 +97,7 @@ def _connect(options: argparse.Namespace) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from pdctl.agent.sweep import sweep
 
-    _print(sweep(options.dir, options.run_id, options.wait, force=options.force))
+    _print(sweep(options.dir, options.run_id, options.wait, force=options.force, for_good=options.for_good))
     return 0
 
 
@@ -109,9 +111,12 @@ def _remains(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     from pdctl.agent.logs import collect_logs
+    from pdctl.agent.run_record import began
 
-    for line in collect_logs(options.dir, options.names or None, options.tail):
-        _print(line)
+    since = began(options.dir, options.run_id) if options.run_id else 0.0
+    if since is not None:
+        for line in collect_logs(options.dir, options.names or None, options.tail, since):
+            _print(line)
     return 0
 
 

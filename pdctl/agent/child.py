@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set
 
-from pdctl.agent.logs import Line, LineSplitter, RotatingLog, log_path
+from pdctl.agent.logs import Line, LineSplitter, RotatingLog, log_path, now
 from pdctl.agent.notices import Notices
 from pdctl.agent.procfs import Identity, read_stat
 from pdctl.agent.spawn import child_environment, spawn
@@ -104,7 +104,7 @@ class Child:
 
     def say(self, text: str) -> None:
         """Write a line to its log that is not its own."""
-        self._write([Line(round(time.time(), 6), f"pdctl: {text}")])
+        self._write([Line(round(now(), 6), f"pdctl: {text}")])
 
     async def ends_within(self, timeout_s: Optional[float]) -> bool:
         """Wait for its end; without a limit, for ever."""

@@ -19,6 +19,7 @@ from pdctl.agent.kill import kill_until_gone, own_descendants
 from pdctl.agent.lock import take_lock
 from pdctl.agent.paths import AgentError, prepare_folder, remove_secrets, socket_path
 from pdctl.agent.procfs import Stat
+from pdctl.agent.run_record import begin_run
 
 LISTENING = "listening"
 KILL_S = 30.0
@@ -51,6 +52,7 @@ def serve(folder: Path, run_id: str, tell: Callable[[str], None]) -> int:
     """
     prepare_folder(folder)
     _hold_lock(folder)
+    begin_run(folder, run_id)
     (folder / "pids.json").unlink(missing_ok=True)  # of the last run
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as a launcher may have left it, no exit could be read

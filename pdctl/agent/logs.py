@@ -16,11 +16,19 @@ _MAX_REPLY_BYTES = 8 * 1024 * 1024
 _BLOCK_BYTES = 64 * 1024
 
 
+_EPOCH = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class Line(NamedTuple):
-    """A line that a process wrote, and when the agent read it (seconds since the epoch)."""
+    """A line that a process wrote, and when the agent read it: see `now`."""
 
     time: float
     text: str
+
+
+def now() -> float:
+    """Seconds since the epoch by the wall clock as it was when this program began: setting it changes nothing."""
+    return _EPOCH + time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class LineSplitter:
@@ -46,7 +54,7 @@ class LineSplitter:
 
     def _line(self, raw: bytes) -> Line:
         """Times strictly increase, so that a reader can tell which lines it has seen."""
-        self._last_time = max(round(time.time(), 6), round(self._last_time + 1e-6, 6))
+        self._last_time = max(round(now(), 6), round(self._last_time + 1e-6, 6))
         return Line(self._last_time, raw.decode(errors="replace"))
 
 
@@ -108,7 +116,7 @@ class RotatingLog:
         """Says in the log itself that lines are missing; the line end closes one that was cut by the failure."""
         if not self._lost:
             return ""
-        return "\n" + format_line(Line(round(time.time(), 6), f"pdctl: {self._lost} lines lost: {self.warning}"))
+        return "\n" + format_line(Line(round(now(), 6), f"pdctl: {self._lost} lines lost: {self.warning}"))
 
     def _failed(self, error: OSError, lines: int) -> None:
         self.close()
@@ -156,13 +164,14 @@ def read_tail(path: Path, count: int) -> List[Line]:
     return lines[::-1]
 
 
-def collect_logs(folder: Path, names: Optional[List[str]], tail: int) -> List[List[Any]]:
+def collect_logs(folder: Path, names: Optional[List[str]], tail: int, since: float = 0.0) -> List[List[Any]]:
     """The last lines of each process as [process, time, text], all in the order of their time. Blocks."""
     processes = names or logged_processes(folder)
     lines = [
         [process, line.time, line.text]
         for process in processes
         for line in read_tail(log_path(folder, process), min(tail, MAX_TAIL))
+        if line.time >= since
     ]
     return _newest_within(sorted(lines, key=lambda line: line[1]), _MAX_REPLY_BYTES)
 

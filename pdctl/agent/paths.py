@@ -1,7 +1,8 @@
 """Where an agent keeps its files, and where its socket is.
 
 The folder given by ``--dir`` holds ``agent.json`` (who serves, and on which socket), ``agent.lock`` (held while
-guardian or agent live), ``agent.log``, ``pids.json``, ``secrets/`` while it runs, and ``logs/``. The socket lies in the
+guardian or agent live), ``agent.log``, ``pids.json``, ``run.json`` (see run_record.py), ``secrets/`` while it runs, and
+``logs/``. The socket lies in the
 user's runtime folder instead, because a Unix socket's path has at most 107 bytes.
 """
 

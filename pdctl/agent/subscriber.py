@@ -10,6 +10,7 @@ from pdctl.agent.logs import Line
 from pdctl.agent.protocol import Message
 
 PENDING_BYTES = 2 * 1024 * 1024  # of log lines, for one subscriber
+LINES_APART_S = 0.1  # between two messages of log lines: many small ones cost their reader more than the lines do
 _LINE_OVERHEAD = 64
 
 Send = Callable[[Message], Awaitable[None]]
@@ -60,6 +61,7 @@ class Subscriber:
                 await self._send({"event": "process", "process": snapshot})
             if self._lines or self._lost:
                 await self._send(self._take_lines())
+                await asyncio.sleep(LINES_APART_S)
 
     def _take_lines(self) -> Message:
         event = {"event": "logs", "lines": list(self._lines), "lost": self._lost}

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List
 
 from pdctl.agent.kill import kill_until_gone, run_processes
 from pdctl.agent.lock import take_lock
-from pdctl.agent.paths import remove_secrets, socket_path
+from pdctl.agent.paths import prepare_folder, remove_secrets, socket_path
 from pdctl.agent.procfs import Identity, Stat, boot_id, command_line
+from pdctl.agent.run_record import end_run
 
 KILL_S = 10.0
 LOCK_S = 1.0  # for the kernel to release a killed process's lock
 
 
-def sweep(folder: Path, run_id: str, wait_s: float, *, force: bool) -> Dict[str, Any]:
+def sweep(folder: Path, run_id: str, wait_s: float, *, force: bool, for_good: bool = False) -> Dict[str, Any]:
     """Kill all that lives of the run. Guardian and agent get ``wait_s`` to end by themselves.
 
     If they do not, nothing is done unless ``force`` is set; then they are killed too. Returns ``killed`` and ``left``,
     both lists of ``{"pid", "command"}``, and ``agent_lives``. Blocks.
 
-    Meanwhile no other agent can begin in the folder: its files would be taken for those of this run.
+    Meanwhile no other agent can begin in the folder: its files would be taken for those of this run. ``for_good``: and
+    none of this run afterwards: a launcher that was killed may have left one on its way.
     """
+    if for_good:
+        with suppress(OSError):  # a full disk, on which no agent begins either, must not keep it from its end
+            prepare_folder(folder)
     if not folder.is_dir():  # no agent has come so far as to make it
         return {**_kill(run_id, []), "agent_lives": False}
     lock = take_lock(folder, wait_s)
@@ -36,6 +42,9 @@ def sweep(folder: Path, run_id: str, wait_s: float, *, force: bool) -> Dict[str,
         return {**result, "agent_lives": True}
     if not result["left"]:
         _remove_files(folder, run_id)
+        if for_good:
+            with suppress(OSError):  # as above
+                end_run(folder, run_id)
     os.close(lock)
     return {**result, "agent_lives": False}
 

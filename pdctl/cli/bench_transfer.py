@@ -8,11 +8,11 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pdctl.bench.transfer.ends import Ends
     from pdctl.bench.transfer.messages import Event
     from pdctl.bench.transfer.report import Findings
     from pdctl.bench.transfer.sweep import Sweep
     from pdctl.cli.terminal import Terminal
-    from pdctl.hosts.host import Host
 
 LOCAL = "local"
 
@@ -37,10 +37,10 @@ def transfer(
     from pdctl.cli.terminal import Terminal
 
     sweep = _sweep(transports, block_sizes, in_flight, seconds)
-    host = _this_machine(topology, hosts or (LOCAL, LOCAL))
+    ends = _ends(topology, hosts or (LOCAL, LOCAL))
     terminal, findings = Terminal(), Findings(sweep)
     try:
-        _measure(findings, host, terminal, live=not json and terminal.is_interactive)
+        _measure(findings, ends, terminal, live=not json and terminal.is_interactive)
     finally:
         if json:
             terminal.print_json(to_json(findings))
@@ -65,21 +65,19 @@ def _sweep(transports: str, block_sizes: str, in_flight: str, seconds: float) ->
     return Sweep(names, sizes, counts, seconds)
 
 
-def _this_machine(path: Path | None, names: tuple[str, str]) -> "Host":
-    """Return what both names stand for: no other host can be reached yet."""
-    from pdctl.hosts.open import open_host
+def _ends(path: Path | None, names: tuple[str, str]) -> "Ends":
+    from pdctl.bench.transfer.ends import Ends
     from pdctl.topology.loading import load_topology
     from pdctl.validation import nearest
 
-    known = {**load_topology(path).hosts}
+    topology = load_topology(path)
     for name in names:
-        if name not in (LOCAL, *known):
-            raise typer.BadParameter(f"--hosts: unknown host {name!r}, {nearest(name, [LOCAL, *known])}")
-        host = open_host(name, known[name].ssh if name in known else None)
-    return host
+        if name not in (LOCAL, *topology.hosts):
+            raise typer.BadParameter(f"--hosts: unknown host {name!r}, {nearest(name, [LOCAL, *topology.hosts])}")
+    return Ends(topology, *names)
 
 
-def _measure(findings: "Findings", host: "Host", terminal: "Terminal", *, live: bool) -> None:
+def _measure(findings: "Findings", ends: "Ends", terminal: "Terminal", *, live: bool) -> None:
     import asyncio
     from contextlib import nullcontext
 
@@ -95,23 +93,17 @@ def _measure(findings: "Findings", host: "Host", terminal: "Terminal", *, live: 
             display.update(render(findings), refresh=True)
 
     with display:
-        asyncio.run(_run(findings, host, on_event))
+        asyncio.run(_run(findings, ends, on_event))
 
 
-async def _run(findings: "Findings", host: "Host", on_event: "Callable[[Event], None]") -> None:
-    from pdctl.bench.transfer.links import rdma_environment, rdma_link
+async def _run(findings: "Findings", ends: "Ends", on_event: "Callable[[Event], None]") -> None:
     from pdctl.bench.transfer.run import run_sweep
-    from pdctl.deployment.store import state_root
-    from pdctl.planning.inventory import Inventory
 
-    environment: dict[str, str] = {}
-    if "rdma" in findings.sweep.transports:
-        inventory = Inventory.model_validate(await host.probe(state_root(), []))
-        environment = rdma_environment(inventory)
-        link = rdma_link(inventory)
-        if link is not None:
-            findings.links["rdma"] = link
-    await run_sweep(findings.sweep, environment, on_event)
+    await ends.look(rdma="rdma" in findings.sweep.transports)
+    if ends.rdma_link is not None:
+        findings.links["rdma"] = ends.rdma_link
+    source, target = ends.sides()
+    await run_sweep(findings.sweep, ends.environment, on_event, source=source, target=target)
 
 
 def _exit_by(findings: "Findings") -> None:

@@ -73,7 +73,7 @@ async def change_to(
             if not races.lost(error, change.wanted):
                 raise
             terminal.info(f"{error}: planning again with other ports")
-    terminal.success(f"{deployment.name} is as it is to be, at {deployment.state.endpoint}")
+    terminal.success(f"{deployment.name} was changed; it serves at {deployment.state.endpoint}")
 
 
 async def show_difference(topology: Topology, terminal: Terminal) -> None:

@@ -15,7 +15,12 @@ from pdctl.topology.loading import load_topology
 from pdctl.topology.models import Topology
 from pdctl.validation import nearest
 
-hosts = typer.Typer(no_args_is_help=True, help="The machines of a topology, and what they need.")
+hosts = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The machines of a topology, and what they need.",
+)
 
 
 @hosts.callback()

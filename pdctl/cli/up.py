@@ -18,6 +18,7 @@ from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import clear_way, hold, launch
 from pdctl.deployment.port_reservation import PortRaces
 from pdctl.deployment.store import Store
+from pdctl.doctor.examination import refuse_unfit
 from pdctl.errors import ExitCode, PdctlError
 from pdctl.planning.topology_plan import plan_topology
 from pdctl.topology.loading import load_topology
@@ -37,8 +38,8 @@ def up(
 ) -> None:
     """Start a deployment and show its dashboard; Ctrl-C drains and stops everything, a second one kills.
 
-    Without a topology file: one router, one prefill and one decode engine on this machine with a small chat model. If it
-    runs already, it is changed to what the file says now, while it serves; the difference is shown first.
+    Without a topology file: one router, one prefill and one decode engine on this machine with a small chat model.
+    If it runs already, it is changed to what the file says now, while it serves; the difference is shown first.
     """
     terminal = Terminal()
     launcher = _Launcher(load_topology(topology, name=name), Limits(drain, timeout), terminal)
@@ -98,8 +99,11 @@ class _Launcher:
             await deployment.close()
 
     async def _prepare(self) -> Deployment:
-        planned = await plan_topology(self.topology, self._store.root, taken=self._races.taken)
-        return prepare(planned.plan, self._folder, self.topology)
+        root = self._store.root
+        topology, profile, inventories, plan = await plan_topology(self.topology, root, taken=self._races.taken)
+        for finding in await refuse_unfit(topology, profile, inventories, plan, root):
+            self._terminal.warning(f"{finding}: {finding.remedy}" if finding.remedy else str(finding))
+        return prepare(plan, self._folder, topology)
 
     async def _launch(self, deployment: Deployment, report: Report = lambda text: None) -> None:
         """Start it; where another process was faster to take a port, with others."""

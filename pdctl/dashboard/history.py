@@ -97,7 +97,7 @@ def _bar(value: float | None, highest: float) -> str:
 def _graph(number: int, history: History, width: int) -> Text:
     graph = GRAPHS[number]
     latest = history.samples[-1].values[number] if history.samples else None
-    text = Text(f"{graph.name:<{_NAME_WIDTH}} ", "dim")
+    text = Text().append(f"{graph.name:<{_NAME_WIDTH}} ", "dim")
     text.append(f"{'-' if latest is None else graph.write(latest):>{_VALUE_WIDTH}} ", "bold")
     room = max(0, width - text.cell_len)
     series = ((sample.time, sample.values[number]) for sample in history.samples)

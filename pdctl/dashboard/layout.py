@@ -10,21 +10,15 @@ from pdctl.dashboard.lines import process_colour
 from pdctl.dashboard.log_rows import LogRows, cut
 from pdctl.dashboard.notes import Kind, Note
 from pdctl.dashboard.pages import Page
-from pdctl.dashboard.status_table import TableLine, headline, process_table
+from pdctl.dashboard.status_table import TableLine, headline
 from pdctl.dashboard.traffic import Traffic
 from pdctl.dashboard.units import format_bytes, format_count, format_rate
-from pdctl.dashboard.view_state import KEYED_PROCESSES, KEYS, Request, ViewState
-from pdctl.deployment.models import DeploymentStatus
+from pdctl.dashboard.view_state import KEYED_PROCESSES, KEYS, Question, ViewState
 
 MAX_NOTES = 4
 LOW = 16  # rows; below, logs and notes make place for the processes
 GRAPHS_FROM = 20  # rows
 _NOTE_STYLES: dict[Kind, str] = {"error": "bold red", "warning": "bold yellow", "work": "cyan", "success": "green"}
-_QUESTIONS = {
-    "restart": "restart {}? it is stopped and started again",
-    "drain": "drain {}? it gets no new requests",
-    "undrain": "undrain {}? it gets requests again",
-}
 
 
 class Screen(NamedTuple):
@@ -73,7 +67,7 @@ def _parts_above(state: ViewState, width: int, height: int) -> list[_Part]:
     return [
         _Part(headline(status), 1, 0),
         *notes,
-        _table(state, status, width, rows),
+        _table(state, width, rows),
         *([_Part(Group(*graphs), len(graphs), 5)] if graphs else []),
         _Part(_totals_line(state.traffic), 1, 3),
         _Part(_rule(state, width), 1, 4),
@@ -102,9 +96,9 @@ def _note(note: Note, now: float) -> Text:
     return _line(note.line(now), style.removeprefix("bold ") if note.is_past else style)
 
 
-def _table(state: ViewState, status: DeploymentStatus, width: int, rows: int) -> _Part:
+def _table(state: ViewState, width: int, rows: int) -> _Part:
     names = state.process_names
-    header, *body = process_table(status.processes, width=width - 2) or [TableLine(Text())]
+    header, *body = state.table(width - 2) or [TableLine(Text())]
     shown = _around_selected(body, state.selected, rows - 1)
     left = sum(line.process is not None for line in body) - sum(line.process is not None for line in shown)
     lines = [_line("  ").append_text(header.text)] if body else []
@@ -151,7 +145,7 @@ def _totals_line(traffic: Traffic) -> Text:
 
 def _rule(state: ViewState, width: int) -> Text:
     logs = state.logs
-    line = _line("── logs ", "dim")
+    line = _line("").append("── logs ", "dim")
     if logs.hidden:
         shown = [name for name in state.process_names if name not in logs.hidden]
         named = f"of {shown[0]}" if len(shown) == 1 else f"without {', '.join(sorted(logs.hidden))}"
@@ -190,9 +184,9 @@ def _last_line(state: ViewState, width: int) -> Text:
     return line
 
 
-def _question(question: Request) -> Text:
-    text = _QUESTIONS[question.operation].format(question.process)
-    return _line(text, "bold yellow").append("   y: yes   any other key: no", "bold")
+def _question(question: Question) -> Text:
+    line = _line(f"{question.request}? {question.text}", "bold yellow")
+    return line.append("   y: yes   any other key: no", "bold")
 
 
 def _ruled(line: Text, width: int) -> Text:

@@ -44,6 +44,8 @@ class LogRows:
         if self._searched is None:
             yield Segment(text)
             return
+        if is_current and (found := self._searched.search(line.text)) and cell_len(line.text[: found.end()]) >= width:
+            text = cut("…" + line.text[max(0, found.start() - width // 3) :], width)
         at = 0
         for match in self._searched.finditer(text):
             yield Segment(text[at : match.start()])

@@ -1,7 +1,6 @@
 """What the user should not overlook: pinned until it is dismissed, whatever the logs do meanwhile."""
 
 import re
-import signal
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,10 +11,9 @@ from pdctl.deployment.models import DeploymentStatus, ProcessStatus
 from pdctl.deployment.snapshot import describe_exit
 
 MAX_NOTES = 20  # the oldest of what is over is forgotten
-_STOPPED = (0, -signal.SIGTERM, 128 + signal.SIGTERM)  # how a process ends that was told to
 _NUMBER = re.compile(r"\d+")
 
-Kind = Literal["error", "warning", "work", "success"]
+Kind = Literal["error", "warning", "work", "success"]  # work: what goes on, until its outcome is known
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Notes:
         self._now = 0.0
         self._notes: dict[str, Note] = {}  # the oldest first
         self._dismissed: set[str] = set()  # of what is still so
+        self._own: set[str] = set()  # of what the user of this view asked for
         self._restarts: dict[str, int] = {}
 
     @property
@@ -67,6 +66,7 @@ class Notes:
 
     def say(self, key: str, kind: Kind, text: str) -> None:
         """Pin the state or the outcome of what the user asked for; errors of it are past at once."""
+        self._own.add(key)
         self._notes.pop(key, None)
         self._dismissed.discard(key)
         self._notes[key] = Note(key, kind, text, self._now, is_past=kind != "work")
@@ -85,11 +85,11 @@ class Notes:
                 self._dismiss(note)
 
     def _end_others(self, found: Collection[str]) -> None:
-        """What is so no more is past; dismissed before, it is forgotten."""
+        """What is so no more is past; dismissed before, it is forgotten, and so is work of others."""
         for key, note in list(self._notes.items()):
-            if note.is_past or note.kind == "work" or key in found:
+            if note.is_past or key in found or key in self._own:
                 continue
-            if key in self._dismissed:
+            if key in self._dismissed or note.kind == "work":
                 self._dismissed.discard(key)
                 del self._notes[key]
             else:
@@ -112,17 +112,17 @@ class Notes:
         return {note.key for note in sorted(past, key=lambda note: note.since)[-MAX_NOTES:]}
 
     def _reasons(self, status: DeploymentStatus) -> list[Note]:
-        """Why it is not ready, unless a process's end is: that note says more."""
+        """Why it is not ready, or who changes it; unless a process's end is the reason: that note says more."""
         reason = status.reason
-        ends = [describe_exit(p.name, p.exit_code) for p in status.processes if p.exit_code is not None and _failed(p)]
-        if not reason or any(reason.startswith(end) for end in ends):
+        if not reason or any(reason.startswith(_how(process)) for process in status.processes if _failed(process)):
             return []
-        return [Note(f"reason {_NUMBER.sub('#', reason)}", "error", reason, self._now)]
+        kind: Kind = "work" if status.state == "ready" else "error"
+        return [Note(f"reason {_NUMBER.sub('#', reason)}", kind, reason, self._now)]
 
     def _of_processes(self, status: DeploymentStatus) -> list[Note]:
         found = []
         for process in status.processes:
-            if _failed(process) and status.state != "starting":
+            if _failed(process):
                 found.append(Note(f"end of {process.name}", "error", _end(process), self._now))
             elif process.restarts > self._restarts.get(process.name, process.restarts):
                 self._restarted(process)
@@ -134,19 +134,27 @@ class Notes:
 
     def _restarted(self, process: ProcessStatus) -> None:
         """It ended and was started again between two looks."""
-        key, text = f"end of {process.name}", f"{process.name} ended and was started again"
+        key, text = f"end of {process.name}", f"{_how(process)}, and was started again"
         if key not in self._notes:
             self._notes[key] = Note(key, "error", text, self._now, is_past=True)
 
 
 def _failed(process: ProcessStatus) -> bool:
-    if process.state in ("failed", "restarting"):
-        return True
-    return process.state == "exited" and process.exit_code not in (None, *_STOPPED)
+    """Whether it ended by itself, and has not become ready again."""
+    if process.state == "starting":
+        return process.restarts > 0
+    return process.state in ("failed", "restarting", "exited") and not process.stopped
+
+
+def _how(process: ProcessStatus) -> str:
+    if process.last_end is None and process.exit_code is not None:
+        return describe_exit(process.name, process.exit_code)
+    return f"{process.name} {process.last_end or 'ended'}"
 
 
 def _end(process: ProcessStatus) -> str:
     """How a process ended, what becomes of it, and the last that it said."""
-    how = f"{process.name} ended" if process.exit_code is None else describe_exit(process.name, process.exit_code)
-    then = {"failed": ", and is not started again", "restarting": ", and is started again"}.get(process.state, "")
-    return f"{how}{then}" + (f": {clean(process.last_line)}" if process.last_line else "")
+    again = f", and is started again (restart {process.restarts + (process.state == 'restarting')})"
+    then = {"failed": f", and keeps failing (restarts: {process.restarts})", "restarting": again, "starting": again}
+    last = f": {clean(process.last_line)}" if process.last_line else ""
+    return f"{_how(process)}{then.get(process.state, '')}{last}"

@@ -10,6 +10,8 @@ from pdctl.dashboard.lines import clean
 from pdctl.dashboard.notes import Note
 from pdctl.planning.plan import Plan, ProcessPlan
 from pdctl.planning.redaction import redact
+from pdctl.topology.fields import Secret
+from pdctl.topology.restart import Restart
 
 _FRAME_ROWS = 2  # the title and the keys
 
@@ -82,10 +84,23 @@ def _process(process: ProcessPlan) -> list[str]:
         ("nics", ", ".join(process.nics)),
         ("ready", f"{process.readiness.kind}, within {process.readiness.timeout_s:g} s"),
         ("stop", f"killed {process.stop_grace_s:g} s after it was told to"),
+        ("again", _restart(process.restart)),
+        ("in", process.workdir),
     ]
     lines = [process.name, *(f"  {name:<6} {text}" for name, text in figures if text)]
     lines += [f"  env    {name}={clean(value)}" for name, value in process.env.items()]
+    lines += [f"  secret {name} from {_source(secret)}" for name, secret in process.secrets.items()]
     return [*lines, *(f"  {line}" for line in _command(process.argv))]
+
+
+def _restart(restart: Restart) -> str:
+    if restart.policy == "never":
+        return "never"
+    return f"{restart.policy}, after {restart.backoff_s:g} to {restart.max_backoff_s:g} s, {restart.max_restarts} times"
+
+
+def _source(secret: Secret) -> str:
+    return f"the file {secret.file}" if secret.file else f"the variable {secret.env}"
 
 
 def _command(argv: Sequence[str]) -> list[str]:

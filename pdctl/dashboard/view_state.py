@@ -8,7 +8,7 @@ from pdctl.dashboard.history import History
 from pdctl.dashboard.log_pane import LogPane
 from pdctl.dashboard.notes import Notes
 from pdctl.dashboard.pages import Page, help_page, notes_page, plan_page
-from pdctl.dashboard.status_table import by_host
+from pdctl.dashboard.status_table import TableLine, by_host, process_table
 from pdctl.dashboard.traffic import Traffic
 from pdctl.deployment.models import DeploymentStatus, LogLine, ProcessStatus
 from pdctl.planning.plan import Plan
@@ -26,6 +26,13 @@ class Request(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.operation} {self.process}"
+
+
+class Question(NamedTuple):
+    """What is asked before something is done."""
+
+    request: Request
+    text: str
 
 
 @dataclass
@@ -51,15 +58,17 @@ class ViewState:
     logs: LogPane = field(default_factory=LogPane)
     selected: str | None = None  # a process
     entry: Entry | None = None  # keys go into it
-    question: Request | None = None  # the next key answers it
+    question: Question | None = None  # the next key answers it
     page: Page | None = None  # is read instead of all else
     requests: list[Request] = field(default_factory=list)  # confirmed, and not begun
     hint: str = ""  # why the last key did nothing
     quit: bool = False
+    _tables: dict[int, list[TableLine]] = field(default_factory=dict)  # of the last status, by width
 
     def set_status(self, status: DeploymentStatus, now: float) -> None:
         """Take the deployment's state at the time ``now``."""
         self.status = status
+        self._tables.clear()
         self.traffic.update(status, now)
         self.history.add(self.traffic, now)
         self.notes.look(status, now)
@@ -80,6 +89,12 @@ class ViewState:
     def process_names(self) -> list[str]:
         """Their names."""
         return [process.name for process in self.processes]
+
+    def table(self, width: int) -> list[TableLine]:
+        """The table of the processes. Drawing asks for it far more often than it changes."""
+        if width not in self._tables:
+            self._tables[width] = process_table(self.processes, width=width)
+        return self._tables[width]
 
     def press(self, key: str) -> None:
         """Do what a key stands for."""
@@ -110,10 +125,10 @@ class ViewState:
         else:
             self.logs.search(entry.text, self.log_rows)
 
-    def _answer(self, question: Request, key: str) -> None:
+    def _answer(self, question: Question, key: str) -> None:
         self.question = None
         if key == "y":
-            self.requests.append(question)
+            self.requests.append(question.request)
 
     def _read(self, page: Page, key: str) -> None:
         rows = page.page(self.size)
@@ -138,7 +153,7 @@ class ViewState:
         """Scroll the logs by so many lines."""
         self.logs.scroll(back, self.log_rows)
 
-    def ask(self, operation: Operation) -> None:
+    def ask(self, operation: Literal["restart", "drain"]) -> None:
         """Ask whether to do something with the selected process."""
         process = next((process for process in self.processes if process.name == self.selected), None)
         if process is None:
@@ -146,9 +161,13 @@ class ViewState:
         elif operation == "drain" and process.role == "router":
             self.hint = "the router cannot be drained: engines are, by the router"
         elif operation == "drain" and process.draining:
-            self.question = Request("undrain", process.name)
+            self.question = Question(Request("undrain", process.name), "it gets requests again")
+        elif operation == "drain":
+            self.question = Question(Request("drain", process.name), "it gets no new requests")
         else:
-            self.question = Request(operation, process.name)
+            serves = process.state == "ready" and process.role != "router" and not process.draining
+            text = "it is not drained" if serves else "it is stopped and started again"
+            self.question = Question(Request("restart", process.name), text)
 
     def toggle_lines(self) -> None:
         """Hide or show the lines of the selected process."""

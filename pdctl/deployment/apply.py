@@ -1,7 +1,7 @@
 """Applying a plan: agent, router, engines, one step after the other, until every pair has served a request."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from time import monotonic, time
 
@@ -9,7 +9,7 @@ from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.port_reservation import reserve_ports
 from pdctl.deployment.process_start import ProcessStarter, at_port
 from pdctl.deployment.secrets import read_secrets
-from pdctl.deployment.serving_engines import wait_known
+from pdctl.deployment.serving_engines import REGISTER_TIMEOUT_S, wait_known
 from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.store import DeploymentFolder, ProcessId, State, new_run_id
 from pdctl.deployment.together import together
@@ -54,7 +54,8 @@ class Start:
         self._deployment = deployment
         self._plan = deployment.plan
         self._report = report
-        self._watch = ProcessWatch(deployment, _ProgressReport(report), again=[process.name for process in again])
+        names = [process.name for process in again]
+        self._watch = ProcessWatch(deployment, _ProgressReport(report, names), again=names)
         self._starter = ProcessStarter(deployment, self._watch)
 
     async def to_its_end(self, steps: Coroutine[object, object, None], timeout_s: float | None) -> None:
@@ -168,8 +169,10 @@ class Start:
         self._starter.waiting_for = f"a request to go through {shown}"
         self._starter.awaited = [process.name for process in self._plan.processes]
         token = self._deployment.folder.read_token() if self._plan.has_own_router else None
+        early_s = 0.0 if self._plan.router_starts_last else REGISTER_TIMEOUT_S
         try:
-            await verify(self._deployment.http(self._plan.router.host), endpoint, token, asked, self._plan.warm_up)
+            client = self._deployment.http(self._plan.router.host)
+            await verify(client, endpoint, token, asked, self._plan.warm_up, early_s=early_s)
         except VerifyError as error:
             self._starter.awaited = [self._plan.router.name, *error.processes]
             await self._expect_a_death(error)
@@ -177,7 +180,7 @@ class Start:
         if self._plan.has_own_router:
             self._report(f"a request went through {shown}")
         else:
-            self._report(f"requests were answered; {self._plan.router.argv[0]} does not say by which of {shown}")
+            self._report(f"requests were answered; {self._plan.router_kind} does not say by which of {shown}")
 
     async def _expect_a_death(self, error: VerifyError) -> None:
         """A process that fails answers first and ends then: its end is the better reason, and cancels this wait."""
@@ -208,15 +211,16 @@ def _joined(*texts: str) -> str:
 
 
 class _ProgressReport:
-    """Reports a process's progress at each quarter of a step."""
+    """Reports a process's progress at each quarter of a step. ``names``: only of these, if there are any."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, names: Collection[str]) -> None:
         self._report = report
+        self._names = names
         self._said: set[tuple[str, str, int]] = set()
 
     def __call__(self, snapshot: Snapshot) -> None:
         progress = snapshot.progress
-        if progress is None or progress.total <= 0:
+        if progress is None or progress.total <= 0 or (self._names and snapshot.name not in self._names):
             return
         quarter = 4 * progress.done // progress.total
         if (snapshot.name, progress.step, quarter) not in self._said:

@@ -19,6 +19,7 @@ from pdctl.deployment.uninterrupted import to_its_end, until_hurried
 from pdctl.deployment.watch import ProcessWatch
 from pdctl.errors import PdctlError, PlanError
 from pdctl.planning.changes import PlanChange, difference, refuse_another_deployment
+from pdctl.planning.plan import Plan
 from pdctl.planning.running import RunningEngine
 from pdctl.planning.topology_plan import Planned, TakenPorts, plan_topology
 from pdctl.topology.models import Topology
@@ -64,25 +65,39 @@ async def make_change(
     that did not succeed.
     """
     folder, state = deployment.folder, deployment.state
+    resumed = folder.read_next_plan() if state.phase == "changing" else None
+    folder.write_next_plan(proposal.change.wanted)
     folder.write_state(state.model_copy(update={"phase": "changing", "owner": ProcessId.own()}))
     try:
-        await _Change(deployment, proposal, limits, report).run()
+        await _Change(deployment, proposal, limits, report, resumed).run()
     finally:
         folder.write_state(deployment.state.model_copy(update={"phase": "verified", "owner": state.owner}))
+        folder.write_next_plan(None)
     await publish(deployment)
 
 
 class _Change:
-    def __init__(self, deployment: Deployment, proposal: Proposal, limits: Limits, report: Report) -> None:
+    """`resumed`: the plan that a change led to which was interrupted."""
+
+    def __init__(
+        self, deployment: Deployment, proposal: Proposal, limits: Limits, report: Report, resumed: Plan | None
+    ) -> None:
         self._deployment = deployment
         self._folder = deployment.folder
         self._change = proposal.change
         self._current, self._wanted = proposal.change.current, proposal.change.wanted
         self._planned = proposal.planned
+        self._topology = deployment.folder.read_topology()
         self._report = report
         self._new_hosts = [name for name in self._wanted.hosts if name not in self._current.hosts]
         self._rolling = Rolling(
-            deployment, proposal.change, self._plan_spare, report, drain_s=limits.drain_s, timeout_s=limits.ready_s
+            deployment,
+            proposal.change,
+            self._plan_spare,
+            report,
+            drain_s=limits.drain_s,
+            timeout_s=limits.ready_s,
+            doubtful=None if resumed is None else _changed(difference(self._current, resumed)),
         )
 
     async def run(self) -> None:
@@ -90,10 +105,13 @@ class _Change:
             await self._begin()
             await self._rolling.run()
             await self._supervise_otherwise()
+            self._write(self._wanted, self._planned.topology if self._planned else self._topology)
         except BaseException as error:
             await to_its_end(partial(self._undo, error))
             raise
-        await self._keep()
+        await self._leave_hosts()
+        self._deployment.take_plan(self._wanted)
+        await reserve_ports(self._deployment, self._wanted)
 
     async def _begin(self) -> None:
         """From here on, `pdctl down` looks at the new hosts too."""
@@ -107,18 +125,18 @@ class _Change:
             await self._deployment.start_agents(self._new_hosts)
         await reserve_ports(self._deployment, self._current, self._wanted)
 
-    async def _keep(self) -> None:
-        """The wanted plan is that of the deployment; agents with nothing to do are ended."""
+    def _write(self, plan: Plan, topology: Topology | None) -> None:
+        """Hosts whose agents have still to be ended are in the plan."""
+        self._folder.write_plan(plan.model_copy(update={"hosts": {**self._current.hosts, **self._wanted.hosts}}))
+        self._folder.write_topology(topology)
+
+    async def _leave_hosts(self) -> None:
+        """Agents with nothing to do are ended."""
         left = {name: host for name, host in self._current.hosts.items() if name not in self._wanted.hosts}
-        self._folder.write_plan(self._wanted.model_copy(update={"hosts": {**left, **self._wanted.hosts}}))
-        if self._planned is not None:
-            self._folder.write_topology(self._planned.topology)
         if left:
             self._deployment.take_plan(self._current.model_copy(update={"hosts": left}))
             await end_agents(self._deployment, self._report)
-            self._folder.write_plan(self._wanted)
-        self._deployment.take_plan(self._wanted)
-        await reserve_ports(self._deployment, self._wanted)
+        self._folder.write_plan(self._wanted)
 
     async def _undo(self, error: BaseException, hurry: asyncio.Event) -> None:
         interrupted = not isinstance(error, Exception)
@@ -126,25 +144,28 @@ class _Change:
         try:
             if interrupted or not await until_hurried(self._rolling.undo(), hurry):
                 await self._rolling.undo(in_haste=True)
+            self._write(self._current, self._topology)
             await self._give_up_hosts()
             outcome = "nothing has changed: what ran before serves"
         except PdctlError as second:
             outcome = f"what ran before could not be brought back: {second}: see `pdctl status`"
         if isinstance(error, PdctlError):
             error.args = (f"{error} ({outcome})",)
+        else:
+            self._report(outcome)
 
     async def _give_up_hosts(self) -> None:
         if self._new_hosts:
             hosts = {name: self._wanted.hosts[name] for name in self._new_hosts}
             self._deployment.take_plan(self._wanted.model_copy(update={"hosts": hosts}))
             await end_agents(self._deployment, self._report)
-            self._folder.write_plan(self._current)
+        self._folder.write_plan(self._current)
         self._deployment.take_plan(self._current)
         await reserve_ports(self._deployment, self._current)
 
     async def _plan_spare(self, engine: RunningEngine) -> RunningEngine | None:
         """Plan one more engine of a group, beside what is wanted; None where the hosts cannot carry it."""
-        topology = self._planned.topology if self._planned else self._folder.read_topology()
+        topology = self._planned.topology if self._planned else self._topology
         larger = topology and with_one_more(topology, engine.role, engine.head.group)
         if larger is None:
             return None
@@ -170,3 +191,8 @@ class _Change:
         async with ProcessWatch(self._deployment) as watch:
             starter = ProcessStarter(self._deployment, watch)
             await together(starter.supervise(process) for process in others)
+
+
+def _changed(change: PlanChange) -> list[str]:
+    """The processes that are in both plans, and differ."""
+    return [replaced.name for replaced in change.replaced] + [change.wanted.router.name] * change.router

@@ -27,8 +27,9 @@ from pdctl.planning.plan import HostPlan, Plan, ProcessPlan
 DEFAULT_TAIL = 100
 TOKEN = "token"  # what the agents call the deployment's token among their secrets
 HEALTH_TIMEOUT_S = 2.0
-LIST_TIMEOUT_S = 4.0
+LIST_TIMEOUT_S = 3.5  # with the connection to the agent; together with what follows, an answer takes 5 s at most
 SWEEP_WAIT_S = 3.0  # for a guardian that is ending what its dead agent left
+REST_TIMEOUT_S = 10.0  # for all of a sweep
 
 
 class Deployment:
@@ -87,9 +88,11 @@ class Deployment:
         silent = [name for name in missing if name not in gone and name not in self._unreachable]
         unreachable = sorted(self._unreachable)
         snapshots = {snapshot.name: snapshot for answer in answers for snapshot in answer or ()}
-        loads = await asyncio.gather(*(self._load(process, snapshots) for process in self.plan.processes))
+        problem, loads = await asyncio.gather(
+            self._router_problem(state.endpoint),
+            asyncio.gather(*(self._load(process, snapshots) for process in self.plan.processes)),
+        )
         by_process = {process.name: load for process, load in zip(self.plan.processes, loads, strict=True)}
-        problem = await self._router_problem(state.endpoint)
         return make_status(
             self.plan, state, Findings(owner_lives, gone, silent, snapshots, by_process, problem, left, unreachable)
         )
@@ -102,14 +105,13 @@ class Deployment:
         Following ends when no agent runs any more, and waits for one while the deployment is being started.
         """
         self._check_names(processes)
-        since = self.state.started
         sources = [
-            HostLogs(host, self.agent_folder(name), names, tail, self._is_starting)
+            HostLogs(host, self.agent_folder(name), self.agent_run(name), names, tail, self._is_starting)
             for name, host in self.hosts.items()
             if (names := [p.name for p in self.plan.processes if p.host == name and p.name in (processes or [p.name])])
         ]
         try:
-            recorded = await asyncio.gather(*(source.recorded(follow=follow, since=since) for source in sources))
+            recorded = await asyncio.gather(*(source.recorded(follow=follow) for source in sources))
             for line in sorted((line for lines in recorded for line in lines), key=lambda line: line.time):
                 yield line
             async with aclosing(merged([source.new_lines() for source in sources])) as new_lines:
@@ -200,7 +202,12 @@ class Deployment:
             return [Snapshot.model_validate(answer) for answer in answers]
         except HostUnreachableError:
             self._unreachable.add(host)
-        except (AgentGoneError, TimeoutError):
+        except TimeoutError:
+            if self.plan.hosts[host].ssh is not None:  # to ask another way would take as long
+                self._unreachable.add(host)
+            elif not owner_lives and host not in self._ended:
+                await self._look_for_rest(host)
+        except AgentGoneError:
             if not owner_lives and host not in self._ended:
                 await self._look_for_rest(host)
         return None
@@ -209,8 +216,9 @@ class Deployment:
         """Of an agent that does not answer: nothing may be left if it is dead."""
         try:
             folder, run = self.agent_folder(host), self.agent_run(host)
-            sweep = await self.hosts[host].sweep(folder, run, SWEEP_WAIT_S, force=False)
-        except (HostUnreachableError, StepTimeoutError):
+            async with asyncio.timeout(REST_TIMEOUT_S):
+                sweep = await self.hosts[host].sweep(folder, run, SWEEP_WAIT_S, force=False)
+        except (HostUnreachableError, StepTimeoutError, TimeoutError):
             self._unreachable.add(host)
             return
         self._left[host] = sweep.left
@@ -226,6 +234,8 @@ class Deployment:
     async def _router_problem(self, endpoint: str | None) -> str | None:
         if endpoint is None:
             return "the router has not reported its port"
+        if self.plan.router.host in self._unreachable:
+            return "the router's host cannot be reached"
         path = self.plan.router.readiness.path
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):

@@ -25,10 +25,17 @@ class HostLogs:
     """The logs of processes on one host."""
 
     def __init__(
-        self, host: Host, folder: Path, processes: Sequence[str], tail: int, is_starting: Callable[[], bool]
+        self,
+        host: Host,
+        folder: Path,
+        run_id: str,
+        processes: Sequence[str],
+        tail: int,
+        is_starting: Callable[[], bool],
     ) -> None:
         self._host = host
         self._folder = folder
+        self._run_id = run_id
         self._processes = list(processes)
         self._tail = tail
         self._is_starting = is_starting
@@ -36,16 +43,16 @@ class HostLogs:
         self._is_lost = False  # it was to be followed, and could not be reached
         self._seen: dict[str, float] = {}  # time of the last line given out, by process
 
-    async def recorded(self, *, follow: bool, since: float) -> list[LogLine]:
-        """The last lines, none older than ``since``. To follow, subscribe first: no line may fall in between."""
+    async def recorded(self, *, follow: bool) -> list[LogLine]:
+        """The last lines of the run. To follow, subscribe first: no line may fall in between."""
         try:
             if follow:
                 await self._subscribe()
-            rows = await self._host.read_logs(self._folder, self._processes, self._tail)
+            rows = await self._read()
         except HostUnreachableError as error:
             self._is_lost = follow
             return [LogLine(process=NOTE, time=time(), text=str(error))]
-        return [self._take(row.process, row.time, row.text) for row in rows if row.time >= since]
+        return [self._take(row.process, row.time, row.text) for row in rows]
 
     async def new_lines(self) -> Lines:
         """Lines written after those recorded, until the agent ends. What carries them may break meanwhile."""
@@ -76,8 +83,7 @@ class HostLogs:
                 await self._subscribe()
                 if self._client is None:
                     return []
-                rows = await self._host.read_logs(self._folder, self._processes, self._tail)
-                return self._new(rows)
+                return self._new(await self._read())
             except HostUnreachableError:
                 await asyncio.sleep(RECONNECT_S)  # nothing tells when a way is open again
 
@@ -85,6 +91,9 @@ class HostLogs:
         """Close the subscription."""
         if self._client is not None:
             await self._client.close()
+
+    async def _read(self) -> list[RecordedLine]:
+        return await self._host.read_logs(self._folder, self._processes, self._tail, self._run_id)
 
     async def _subscribe(self) -> None:
         while True:

@@ -56,8 +56,8 @@ async def launch(deployment: Deployment, *, timeout_s: float | None = None, repo
 async def hold(deployment: Deployment, *, report: Report = lambda text: None) -> None:
     """Return when somebody else stops the deployment; stop it, and raise, when cancelled and when it is lost.
 
-    Lost: an agent has ended, or of a role no process is left that its agent restarts. A host that cannot be reached is
-    waited for.
+    Lost: of a role no process is left that serves or that its agent restarts. A host that cannot be reached is waited
+    for.
     """
     run_id = deployment.state.run_id
     try:
@@ -69,9 +69,10 @@ async def hold(deployment: Deployment, *, report: Report = lambda text: None) ->
 
 async def _until_lost(deployment: Deployment) -> None:
     """Wait for an end that matters. What another pdctl changes it goes along with."""
+    ends = end_of_service(lambda: deployment.folder.read_plan() or deployment.plan)
     while True:
         try:
-            async with ProcessWatch(deployment, ends=end_of_service(deployment.plan), patience_s=None) as watch:
+            async with ProcessWatch(deployment, ends=ends, patience_s=None) as watch:
                 await watch.until_one_dies()
         except (AgentGoneError, ProcessDiedError):
             if not await _was_changed(deployment):

@@ -14,7 +14,9 @@ _SAMPLE = re.compile(
     r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+([-+]?(?:Inf|[0-9]+\.?[0-9]*(?:[eE][-+]?[0-9]+)?))(?:\s+-?[0-9]+)?\s*$"
 )
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
-_LISTS = {"transports": "transport", "draining": "instance"}  # names of which a label's values are wanted
+_SHARES = ("kv_usage",)  # of something that each rank has: their mean, not their sum
+# Names of which a label's values are wanted.
+_LISTS = {"transports": "transport", "draining": "instance", "fallbacks": "reason"}
 
 
 class Sample(NamedTuple):
@@ -44,9 +46,7 @@ def parse_samples(text: str) -> list[Sample]:
 
 def select(samples: list[Sample], selector: str) -> float | None:
     """The sum over the samples of that name with (at least) those labels: ``name{label="value"}``; None without any."""
-    name, _, labels = selector.partition("{")
-    wanted = _labels(labels).items()
-    values = [sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items()]
+    values = _values(samples, selector)
     return sum(values) if values else None
 
 
@@ -59,8 +59,17 @@ def values_of(samples: list[Sample], selector: str, label: str) -> list[str]:
 
 
 def _figure(name: str, samples: list[Sample], selector: str) -> float | list[str] | None:
-    label = _LISTS.get(name)
-    return values_of(samples, selector, label) if label else select(samples, selector)
+    if label := _LISTS.get(name):
+        return values_of(samples, selector, label)
+    if name in _SHARES and (values := _values(samples, selector)):
+        return sum(values) / len(values)
+    return select(samples, selector)
+
+
+def _values(samples: list[Sample], selector: str) -> list[float]:
+    name, _, labels = selector.partition("{")
+    wanted = _labels(labels).items()
+    return [sample.value for sample in samples if sample.name == name and wanted <= sample.labels.items()]
 
 
 def _labels(text: str) -> dict[str, str]:

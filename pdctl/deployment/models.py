@@ -35,6 +35,7 @@ class Load(BaseModel):
     ttft_count: float | None = None  # the requests that these are of
     tpot_seconds: float | None = None  # of all tokens but the first ones together, since start
     tpot_count: float | None = None  # the tokens that these are of
+    fallbacks: list[str] = []  # why decode engines computed prompts, on the router's word (router)
     draining: list[str] = []  # addresses of the engines that are given no new requests (router)
 
 
@@ -53,6 +54,8 @@ class ProcessStatus(BaseModel):
     draining: bool = False  # the router gives it no new requests
     uptime_s: float = 0.0
     exit_code: int | None = None  # negative: the signal that ended it
+    stopped: bool = False  # it has ended, or is ending, because it was told to
+    last_end: str | None = None  # how it ended, or while it lives its last life: "was killed by SIGKILL"
     last_line: str | None = None  # of its log, if it has ended
     cpu_percent: float = 0.0  # of one core, the whole process tree
     memory_bytes: int = 0  # resident, the whole process tree

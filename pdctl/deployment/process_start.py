@@ -87,10 +87,11 @@ class ProcessStarter:
             raise StepTimeoutError(f"{process.name} said that it is ready, but not on which port it listens")
         return url
 
-    async def get(self, host: str, url: str) -> httpx.Response | None:
-        """The answer of a process of a host if it is a 200."""
+    async def get(self, host: str, url: str, key: str = "") -> httpx.Response | None:
+        """The answer of a process of a host if it is a 200. ``key``: its API key, if it wants one."""
+        headers = {"Authorization": f"Bearer {key}"} if key else None
         try:
-            answer = await self._deployment.http(host).get(url, timeout=_POLL_TIMEOUT_S)
+            answer = await self._deployment.http(host).get(url, headers=headers, timeout=_POLL_TIMEOUT_S)
         except httpx.HTTPError:  # it does not listen yet
             return None
         return answer if answer.status_code == httpx.codes.OK else None

@@ -1,6 +1,7 @@
 """Changing a running deployment while it serves: step by step, and back again if a step fails."""
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 
 from pdctl.deployment.apply import Report, Start
@@ -14,6 +15,8 @@ from pdctl.planning.changes import PlanChange, Replaced
 from pdctl.planning.plan import ProcessPlan
 from pdctl.planning.running import RunningEngine, alike, engines_of, in_order
 
+UNPROVEN_S = 10.0  # for the requests in flight at an engine that has not become ready
+
 PlanSpare = Callable[[RunningEngine], Awaitable[RunningEngine | None]]  # one more like it; None: there is no room
 
 
@@ -21,7 +24,8 @@ class Rolling:
     """One change of a deployment whose connections reach the hosts of both plans.
 
     What is added is started and verified first. What is replaced follows, one after the other: where no other engine
-    has its role, a spare one serves meanwhile. What goes is drained, then stopped.
+    has its role, a spare one serves meanwhile. What goes is drained, then stopped. `doubtful`: processes that an
+    interrupted change may have left otherwise than the current plan says.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Rolling:
         *,
         drain_s: float,
         timeout_s: float | None,
+        doubtful: Collection[str] | None = None,
     ) -> None:
         self._deployment = deployment
         self._change = change
@@ -40,10 +45,12 @@ class Rolling:
         self._report = report
         self._drain_s = drain_s
         self._timeout_s = timeout_s
+        self._doubtful = doubtful
         self._in_haste = False
         self._router = change.current.router
         self._running: dict[str, RunningEngine] = {}  # what was started, and not stopped
         self._serving: set[str] = set()  # the processes that are ready
+        self._stopped: set[str] = set()  # the engines that an interrupted change has stopped
         self._going = list(change.removed)
         self._back: list[Callable[[], Awaitable[None]]] = []  # the steps that lead back
 
@@ -51,19 +58,19 @@ class Rolling:
         """Make the change. When it raises or is cancelled, `undo` leads back."""
         await self._look()
         added = [engine for engine in self._change.added if not _overlapping(engine, self._running.values())]
-        if self._change.router or self._router.name not in self._serving:
+        if self._change.router or self._router.name not in self._serving or self._is_doubtful(self._router.name):
             await self._replace_router(self._change.wanted.router, added)
         else:
             await self._start(added)
-        absent = [engine for engine in self._change.kept if engine.name not in self._running]
-        for replaced in (*self._change.replaced, *(Replaced(engine, engine) for engine in absent)):
+        again = [one for one in self._change.kept if one.name in self._stopped or self._is_doubtful(one.name)]
+        for replaced in (*self._change.replaced, *(Replaced(engine, engine) for engine in again)):
             await self._replace(replaced)
         for engine in [engine for engine in self._change.added if engine not in added]:
             await self._make_room(engine)
             await self._until_free(engine)
             await self._start([engine])
-        while self._going:
-            await self._take_out(self._going.pop(0))
+        going, self._going = self._going, []
+        await self._take_out(going)
 
     async def undo(self, *, in_haste: bool = False) -> None:
         """Go back to what ran before; raises the first error once all steps have been tried.
@@ -100,6 +107,14 @@ class Rolling:
             found = [snapshots.get(process.name) for process in engine.processes]
             if all(snapshot is not None and not snapshot.has_exited for snapshot in found):
                 self._running[engine.name] = engine
+            elif any(snapshot is None or snapshot.stopped for snapshot in found):
+                self._stopped.add(engine.name)
+        if self._doubtful is not None:
+            self._show_plan(self._running.values())
+            await self._undrain([engine for engine in self._running.values() if engine.name in self._serving])
+
+    def _is_doubtful(self, name: str) -> bool:
+        return self._doubtful is not None and name in self._doubtful
 
     async def _replace_router(self, router: ProcessPlan, added: Sequence[RunningEngine] = ()) -> None:
         """`added`: engines that only the next router knows of, or is meant to."""
@@ -118,7 +133,7 @@ class Rolling:
         spare = await self._spare(replaced)
         await self._make_room(new)
         if old.name in self._running:
-            await self._take_out(old)
+            await self._take_out([old])
         await self._until_free(new)
         await self._start([new])
         if spare is not None:
@@ -145,14 +160,22 @@ class Rolling:
         """Take out what is to go in any case and has its GPUs or ports."""
         for other in _overlapping(engine, self._going):
             self._going.remove(other)
-            await self._take_out(other)
+            await self._take_out([other])
 
     async def _until_free(self, engine: RunningEngine) -> None:
         await together(wait_for_memory(self._deployment, process) for process in engine.processes)
 
-    async def _take_out(self, engine: RunningEngine) -> None:
-        self._back.append(partial(self._start, [engine]))
-        await self._end([engine])
+    async def _take_out(self, engines: Sequence[RunningEngine]) -> None:
+        self._back.append(partial(self._bring_back, engines))
+        await self._end(engines)
+
+    async def _bring_back(self, engines: Sequence[RunningEngine]) -> None:
+        """Whatever has been done so far to take them out."""
+        drained = [engine for engine in engines if engine.name in self._serving]
+        await self._undrain(drained)
+        others = [engine for engine in engines if engine not in drained]
+        await stop_processes(self._deployment, _processes(others))  # if that has begun, to its end
+        await self._start(others)
 
     async def _start(self, engines: Sequence[RunningEngine], *, verified: bool = True) -> None:
         """Start engines; verified: until requests have gone through all pairs that they are of."""
@@ -162,9 +185,15 @@ class Rolling:
         self._running |= {engine.name: engine for engine in engines}
         self._show_plan(self._running.values())
         await self._start_processes(_processes(engines), verified=verified)
-        if verified and self._change.wanted.has_own_router and not self._in_haste:
-            for engine in engines:
-                await undrain(self._deployment, engine.name)  # the router may know one of before at its address
+        if verified:
+            await self._undrain(engines)  # the router may know one of before at its address
+
+    async def _undrain(self, engines: Sequence[RunningEngine]) -> None:
+        if not self._change.wanted.has_own_router:
+            return
+        for engine in engines:
+            with suppress(NotFoundError):  # the router learns of it later, and then it is not drained
+                await undrain(self._deployment, engine.name)
 
     async def _start_processes(self, processes: Sequence[ProcessPlan], *, verified: bool) -> None:
         self._report(f"starting {', '.join(process.name for process in processes)}")
@@ -177,8 +206,10 @@ class Rolling:
 
     async def _end(self, engines: Sequence[RunningEngine]) -> None:
         """Drain and stop engines."""
+        if not engines:
+            return
         self._show_plan({**self._running, **{engine.name: engine for engine in engines}}.values())
-        await together(self._drain(engine) for engine in engines if engine.name in self._serving)
+        await together(self._drain(engine) for engine in engines if engine.name in self._running)
         self._report(f"stopping {', '.join(engine.name for engine in engines)}")
         self._serving -= {process.name for process in _processes(engines)}
         await stop_processes(self._deployment, _processes(engines))
@@ -188,9 +219,12 @@ class Rolling:
     async def _drain(self, engine: RunningEngine) -> None:
         if self._in_haste:
             return
-        self._report(f"draining {engine.name}")
+        serves = engine.name in self._serving
+        if serves:
+            self._report(f"draining {engine.name}")
         try:
-            await drain(self._deployment, engine.name, timeout_s=self._drain_s)
+            limit_s = self._drain_s if serves else min(self._drain_s, UNPROVEN_S)
+            await drain(self._deployment, engine.name, timeout_s=limit_s)
         except NotFoundError:
             return  # the router sends it nothing
         except StepTimeoutError as error:

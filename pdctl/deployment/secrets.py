@@ -10,7 +10,12 @@ from pdctl.topology.fields import Secret
 
 def read_secrets(process: ProcessPlan) -> dict[str, str]:
     """The variables of a process whose values the plan does not have; raises PlanError where one cannot be read."""
-    return {name: _read(process.name, name, secret) for name, secret in process.secrets.items()}
+    return {name: read_secret(process, name) for name in process.secrets}
+
+
+def read_secret(process: ProcessPlan, name: str) -> str:
+    """One of them."""
+    return _read(process.name, name, process.secrets[name])
 
 
 def _read(process: str, name: str, secret: Secret) -> str:

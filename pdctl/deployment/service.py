@@ -1,6 +1,6 @@
 """Whether a deployment can still serve, or will be able to again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from pdctl.deployment.snapshot import Snapshot
@@ -8,17 +8,20 @@ from pdctl.deployment.watch import Ends
 from pdctl.planning.plan import Plan, Role
 
 
-def end_of_service(plan: Plan) -> Ends:
+def end_of_service(plan: Callable[[], Plan]) -> Ends:
     """Whether a process's end leaves a role without any that serves or comes back by itself.
 
-    What was told to stop does not count: whoever did that may start it again.
+    What was told to stop does not count: whoever did that may start it again. ``plan``: the one that is in force.
     """
     return partial(_ends_service, plan)
 
 
-def _ends_service(plan: Plan, snapshots: Mapping[str, Snapshot], changed: Snapshot) -> bool:
+def _ends_service(current: Callable[[], Plan], snapshots: Mapping[str, Snapshot], changed: Snapshot) -> bool:
+    if not _is_lost(changed):
+        return False
+    plan = current()
     role = next((process.role for process in plan.processes if process.name == changed.name), None)
-    return role is not None and _is_lost(changed) and all(_engines_lost(plan, snapshots, role).values())
+    return role is not None and all(_engines_lost(plan, snapshots, role).values())
 
 
 def _engines_lost(plan: Plan, snapshots: Mapping[str, Snapshot], role: Role) -> dict[str, bool]:

@@ -134,11 +134,13 @@ def _process(process: ProcessPlan, plan: Plan, state: State, found: Findings) ->
         draining=_is_draining(process, snapshot, plan, found),
         uptime_s=snapshot.uptime_s,
         exit_code=snapshot.exit_code,
+        stopped=snapshot.stopped,
+        last_end=snapshot.last_end,
         last_line=snapshot.last_lines[-1] if snapshot.last_lines else None,
         cpu_percent=snapshot.cpu_percent,
         memory_bytes=snapshot.memory_bytes,
         progress=snapshot.progress if snapshot.state == "starting" else None,
-        warning=snapshot.warning or _pd_warning(process, plan, load),
+        warning=snapshot.warning or _pd_warning(process, plan, load, found),
         load=load,
     )
 
@@ -146,16 +148,20 @@ def _process(process: ProcessPlan, plan: Plan, state: State, found: Findings) ->
 def _state_unseen(process: ProcessPlan, state: State, found: Findings) -> ProcessState:
     if process.host in found.unreachable:
         return "unreachable"
+    if process.host in found.agents_gone and not found.left:
+        return "exited"
     return "starting" if state.phase == "starting" and found.owner_lives else "unknown"
 
 
-def _pd_warning(process: ProcessPlan, plan: Plan, load: Load) -> str | None:
+def _pd_warning(process: ProcessPlan, plan: Plan, load: Load, found: Findings) -> str | None:
     """Whether decode computes prompts that it should be sent, unless the router is told that it may."""
     local, moved = load.locally_computed_tokens or 0, load.transferred_tokens or 0
     may = "--pd-min-tokens" in plan.router.argv
     if process.role != "decode" or may or local <= LOCAL_SHARE * (local + moved):
         return None
-    return f"computed {local:.0f} prompt tokens itself ({moved:.0f} were transferred): see its log, and prefill's"
+    known = found.loads.get(plan.router.name, Load()).fallbacks
+    told = f"the router had decode do so for some requests ({', '.join(known)}); for others, " if known else ""
+    return f"computed {local:.0f} prompt tokens itself ({moved:.0f} were transferred): {told}see its log, and prefill's"
 
 
 def _is_draining(process: ProcessPlan, snapshot: Snapshot, plan: Plan, found: Findings) -> bool:

@@ -63,7 +63,7 @@ class State(BaseModel):
     run_id: str  # of this start; the tag that all its processes carry
     phase: Literal["starting", "verified", "changing", "stopping", "down"]
     owner: ProcessId  # who starts, changes or stops it
-    started: float  # seconds since the epoch; older log lines are of an earlier start
+    started: float  # seconds since the epoch
     endpoint: str | None = None  # the router's URL
     reason: str | None = None  # why it is down
     machine: str = Field(default_factory=socket.gethostname)  # that started it: home folders can be shared
@@ -131,17 +131,21 @@ class DeploymentFolder:
         """Keep the plan."""
         self._write("plan.json", plan)
 
+    def read_next_plan(self) -> Plan | None:
+        """The plan that a change leads to which has not come to its end."""
+        return self._read("next-plan.json", Plan)
+
+    def write_next_plan(self, plan: Plan | None) -> None:
+        """Keep the plan that a change leads to; None: it has come to its end."""
+        self._write_or_remove("next-plan.json", plan)
+
     def read_topology(self) -> Topology | None:
         """The topology that the plan is of; None where that is not known."""
         return self._read("topology.json", Topology)
 
     def write_topology(self, topology: Topology | None) -> None:
-        """Keep the topology."""
-        if topology is not None:
-            self._write("topology.json", topology)
-        else:
-            with _storing(self.path / "topology.json"):
-                (self.path / "topology.json").unlink(missing_ok=True)
+        """Keep the topology; None: it is not known."""
+        self._write_or_remove("topology.json", topology)
 
     def read_state(self) -> State | None:
         """The state, or None where nothing was ever started."""
@@ -165,6 +169,13 @@ class DeploymentFolder:
                 f"{path} is damaged or of another version of pdctl: run the pdctl that wrote it, or end the"
                 f" deployment's processes and remove {self.path}"
             ) from None
+
+    def _write_or_remove(self, name: str, model: BaseModel | None) -> None:
+        if model is not None:
+            self._write(name, model)
+            return
+        with _storing(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
 
     def _write(self, name: str, model: BaseModel) -> None:
         """In one step: a reader sees the old content or the new, never half of it."""

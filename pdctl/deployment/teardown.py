@@ -35,7 +35,7 @@ async def stop_deployment(
         deployment.take_plan(deployment.folder.read_plan() or deployment.plan)  # it may have been changed meanwhile
         state = deployment.state
         if state.phase == "down":
-            await end_agents(deployment, report)
+            await end_agents(deployment, report, for_good=True)
         else:
             await teardown(deployment, grace_s=grace_s, report=report)
 
@@ -57,7 +57,7 @@ async def teardown(
     with suppress(StateError):  # a full disk must not keep it running
         folder.write_state(state.model_copy(update={"phase": "stopping", "owner": ProcessId.own(), "reason": reason}))
     await until_hurried(_stop_in_order(deployment, grace_s, report), hurry or asyncio.Event())
-    await end_agents(deployment, report)
+    await end_agents(deployment, report, for_good=True)
     folder.token_path.unlink(missing_ok=True)
     folder.write_state(state.model_copy(update={"phase": "down", "endpoint": None, "reason": reason}))
 
@@ -118,12 +118,13 @@ async def _stop(deployment: Deployment, process: ProcessPlan, grace_s: float | N
         report(str(error))  # what still lives is killed, and looked for, in the end
 
 
-async def end_agents(deployment: Deployment, report: Report) -> None:
+async def end_agents(deployment: Deployment, report: Report, *, for_good: bool = False) -> None:
     """End the agents with all that they still have, then look for anything that carries the run's tag.
 
     On all hosts that can be reached, whatever is wrong with others. Raises LeftoverError and HostUnreachableError.
+    ``for_good``: no agent of the run may come after that.
     """
-    ends = await asyncio.gather(*(_end_host(deployment, name, report) for name in deployment.hosts))
+    ends = await asyncio.gather(*(_end_host(deployment, name, report, for_good) for name in deployment.hosts))
     left = [process for end in ends for process in end.left]
     if left:
         raise LeftoverError(f"{deployment.name}: could not end {', '.join(left)}: end them by hand, then `pdctl down`")
@@ -140,13 +141,14 @@ class _HostEnd(NamedTuple):
     unreached: str | None = None  # why the host could not be looked at
 
 
-async def _end_host(deployment: Deployment, name: str, report: Report) -> _HostEnd:
+async def _end_host(deployment: Deployment, name: str, report: Report, for_good: bool) -> _HostEnd:
     host, folder = deployment.hosts[name], deployment.agent_folder(name)
     try:
         with suppress(AgentGoneError, AgentCallError):
             client = await deployment.client(name)
             await client.call("shutdown", grace=0, timeout_s=KILL_MARGIN_S)
-        sweep = await host.sweep(folder, deployment.agent_run(name), AGENT_END_S, force=True)
+        run = deployment.agent_run(name)
+        sweep = await host.sweep(folder, run, AGENT_END_S, force=True, for_good=for_good)
         planned = [
             port for process in deployment.plan.processes if process.host == name for port in process.given_ports
         ]

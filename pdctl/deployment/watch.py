@@ -1,6 +1,7 @@
 """Watching a deployment's processes: their latest state, and the first end that matters."""
 
 import asyncio
+import signal
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from time import monotonic
 from types import TracebackType
@@ -129,7 +130,9 @@ class ProcessWatch:
             try:
                 await self._receive(self._clients[host])
             except AgentGoneError as gone:
-                await self._reconnect(host, gone)
+                if not await self._reconnect(host):
+                    self._agent_ended(host, gone)
+                    await _never()
 
     async def _receive(self, client: AgentClient) -> None:
         while True:
@@ -139,15 +142,26 @@ class ProcessWatch:
                 self._take(snapshot)
                 self._check(snapshot)
 
-    async def _reconnect(self, host: str, gone: AgentGoneError) -> None:
-        """The connection has ended: the agent's end, or that of the way to it."""
+    async def _reconnect(self, host: str) -> bool:
+        """The connection has ended: by the agent's end (False), or with the way to it."""
         await self._clients[host].close()
         try:
             await self._subscribe(host)
         except AgentGoneError:
-            raise gone from None
+            return False
         for snapshot in list(self.snapshots.values()):
             self._check(snapshot)
+        return True
+
+    def _agent_ended(self, host: str, gone: AgentGoneError) -> None:
+        """All that it ran has ended with it."""
+        for process in self._deployment.plan.processes:
+            if process.host == host:
+                known = self.snapshots.get(process.name, Snapshot(name=process.name, pid=0, state="unknown"))
+                ended = {"state": "exited", "exit_code": -signal.SIGKILL, "stopped": False, "last_end": str(gone)}
+                self._take(known.model_copy(update=ended))
+        if any(self._ends(self.snapshots, snapshot) for snapshot in list(self.snapshots.values())):
+            raise gone
 
     def _take(self, snapshot: Snapshot) -> None:
         self.snapshots[snapshot.name] = snapshot

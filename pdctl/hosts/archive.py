@@ -7,14 +7,23 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-# Unpacked once beside itself: Python keeps what it has compiled only of files in folders.
+# Unpacked once beside itself: Python keeps what it has compiled only of files in folders. That is done here once for all:
+# on a disk that has become full Python would keep a part, and never import that module again.
 _MAIN = """\
 import os, shutil, sys, zipfile
+sys.dont_write_bytecode = True
 archive = sys.path[0]
 folder = archive.rpartition(".")[0]
 if not os.path.isdir(folder):
+    import compileall, marshal, pathlib
     temporary = f"{folder}.{os.getpid()}"
     zipfile.ZipFile(archive).extractall(temporary)
+    compileall.compile_dir(temporary, quiet=2)
+    for compiled in pathlib.Path(temporary).rglob("*.pyc"):
+        try:
+            marshal.loads(compiled.read_bytes()[16:])
+        except (EOFError, ValueError, TypeError):
+            compiled.unlink()
     try:
         os.rename(temporary, folder)
     except OSError:  # another was faster

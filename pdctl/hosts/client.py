@@ -85,6 +85,8 @@ class AgentClient:
             ) from None
         finally:
             del self._replies[request_id]
+            if reply.done() and not reply.cancelled():
+                reply.exception()  # it may not have come so far as to wait for it
         if "error" in answer:
             raise AgentCallError(f"host {self._host}: {answer['error']['message']}")
         return answer["result"]

@@ -47,6 +47,9 @@ class Carrier(Protocol):
         Raises TimeoutError, and HostUnreachableError where the host cannot be reached.
         """
 
+    def command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """A command line of this machine that runs a program there; its input and output are the program's."""
+
     async def connect(self, folder: Path, timeout_s: float) -> AgentClient:
         """Open a connection to the agent that serves a folder, as `Host.connect` does."""
 
@@ -99,16 +102,30 @@ class Host:
         """
         return await self._carrier.connect(folder, CONNECT_TIMEOUT_S)
 
-    async def read_logs(self, folder: Path, processes: Sequence[str], tail: int) -> list[RecordedLine]:
-        """The last lines of each process's log (no processes: of all), from the files: works without an agent."""
-        output = await self.run("logs", folder, "--tail", str(tail), *processes, timeout_s=LOGS_TIMEOUT_S)
+    async def read_logs(
+        self, folder: Path, processes: Sequence[str], tail: int, run_id: str | None = None
+    ) -> list[RecordedLine]:
+        """The last lines of each process's log (no processes: of all), from the files: works without an agent.
+
+        ``run_id``: those of an agent's run only.
+        """
+        run = ("--run-id", run_id) if run_id is not None else ()
+        output = await self.run("logs", folder, "--tail", str(tail), *run, *processes, timeout_s=LOGS_TIMEOUT_S)
         return [RecordedLine(*json.loads(line)) for line in output.splitlines()]
 
-    async def sweep(self, folder: Path, run_id: str, wait_s: float, *, force: bool) -> Sweep:
-        """Kill what lives of a run if its agent ends within ``wait_s``; with ``force`` in any case, agent included."""
-        arguments = ("--run-id", run_id, "--wait", str(wait_s), *(["--force"] if force else []))
+    async def sweep(self, folder: Path, run_id: str, wait_s: float, *, force: bool, for_good: bool = False) -> Sweep:
+        """Kill what lives of a run if its agent ends within ``wait_s``; with ``force`` in any case, agent included.
+
+        ``for_good``: afterwards no agent of the run can begin there any more.
+        """
+        flags = [*(["--force"] if force else []), *(["--for-good"] if for_good else [])]
+        arguments = ("--run-id", run_id, "--wait", str(wait_s), *flags)
         result = json.loads(await self.run("sweep", folder, *arguments, timeout_s=wait_s + SWEEP_TIMEOUT_S))
         return Sweep(_named(result["killed"]), _named(result["left"]), result["agent_lives"])
+
+    def command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """A command line of this machine that runs a program there; its input and output are the program's."""
+        return self._carrier.command(argv, env)
 
     async def remains(self, folder: Path, ports: Sequence[int], since: float) -> list[str]:
         """What is left of a run whose processes have ended: ports still held, files in shared memory."""

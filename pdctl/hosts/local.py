@@ -24,6 +24,10 @@ class LocalCarrier:
         inherited = {key: value for key, value in os.environ.items() if key not in (RUN_TAG, PROCESS_TAG)}
         return await run_command(argv, timeout_s=timeout_s, feed=feed, env={**inherited, **env})
 
+    def command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """See Carrier."""
+        return ["env", *(f"{key}={value}" for key, value in env.items()), *argv]
+
     async def connect(self, folder: Path, timeout_s: float) -> AgentClient:
         """See Carrier."""
         try:

@@ -64,6 +64,11 @@ class SshCarrier:
         self._check(finished.code, finished.errors)
         return finished
 
+    def command(self, argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+        """See Carrier."""
+        variables = (f"{key}={value}" for key, value in env.items())
+        return self._ssh(f"exec env {shlex.join([*variables, *argv])}", CONNECT_S)
+
     async def connect(self, folder: Path, timeout_s: float) -> AgentClient:
         """See Carrier."""
         argv = self._ssh(self._script(["connect", "--dir", str(folder)], {}), timeout_s)

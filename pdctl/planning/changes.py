@@ -84,13 +84,9 @@ def _identity(current: Plan, wanted: Plan) -> Iterator[tuple[str, object, object
     yield "engine", current.engine, wanted.engine
     for name in current.hosts.keys() & wanted.hosts.keys():
         yield f"hosts.{name}.ssh", current.hosts[name].ssh, wanted.hosts[name].ssh
-    yield "router.kind", _kind(current), _kind(wanted)
+    yield "router.kind", current.router_kind, wanted.router_kind
     yield "router.host", current.router.host, wanted.router.host
     yield "router", _endpoint(current.router), _endpoint(wanted.router)
-
-
-def _kind(plan: Plan) -> str:
-    return "pdctl" if plan.has_own_router else plan.router.argv[0]
 
 
 def _endpoint(router: ProcessPlan) -> str:

@@ -77,7 +77,9 @@ class Plan(BaseModel):
     engine: str
     engine_versions: dict[str, str] = {}  # by host, where they are known
     has_own_router: bool = True  # pdctl's: it says which engines served a request, and takes one to engines of choice
+    router_kind: str = "pdctl"  # the name of its profile
     router_starts_last: bool = False  # it waits for the engines itself, and looks seldom
+    registered_path: str | None = None  # where another router with which the engines register says how many have
     warm_up: WarmUp = WarmUp()
     troubles: tuple[Trouble, ...] = ()  # what log lines of the engines mean
     hosts: dict[str, HostPlan]  # those that run an agent

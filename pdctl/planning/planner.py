@@ -53,7 +53,9 @@ def make_plan(
             name: version for name in engine_hosts(topology) if (version := inventories[name].engine_version)
         },
         has_own_router=other is None,
+        router_kind=other.name if other else OWN_ROUTER,
         router_starts_last=other is not None and other.starts == "after engines",
+        registered_path=other.registered if other else None,
         warm_up=profile.warm_up,
         troubles=profile.troubles,
         hosts=hosts,

@@ -21,6 +21,7 @@ OWN_METRICS = {
     "ttft_seconds": "pdctl_router_ttft_seconds_sum",
     "ttft_count": "pdctl_router_ttft_seconds_count",
     "draining": "pdctl_router_instance_draining",
+    "fallbacks": "pdctl_router_fallbacks_total",
 }
 _STOP_GRACE_S = 5.0  # for a router to end, beyond its time for draining
 

@@ -36,6 +36,7 @@ LoadName = Literal[
     "tpot_seconds",
     "tpot_count",
     "draining",
+    "fallbacks",
 ]
 Metrics = dict[LoadName, str]  # Prometheus name, with the labels that a sample must have; docs/profiles.md
 
@@ -219,6 +220,8 @@ class RouterProfile(Section):
     pd: Arguments = ()  # added where there are prefill and decode engines
     ports: Ports
     starts: Literal["before engines", "after engines"] = "before engines"
+    # Where it says how many engines of each role have registered with it: {"prefill": 1, "decode": 2, "mixed": 0}.
+    registered: str | None = None
     readiness: Readiness = Readiness(kind="http")
     metrics: Metrics = Field(default={})
     stop_grace_s: float = Field(default=10.0, gt=0)

@@ -14,7 +14,7 @@ from tests.agent.agent_harness import eventually
 
 SOURCES = sorted(Path(pdctl.agent.__file__).parent.glob("*.py"))
 LIFE = """
-import asyncio, json, sys, time
+import asyncio, json, os, sys, time
 from pdctl.agent.protocol import encode, read_message
 
 async def main(path):
@@ -25,12 +25,21 @@ async def main(path):
         assert "result" in answer, answer
         return answer["result"]
     await call("start", name="p", argv=["sh", "-c", "echo up; sleep 1000"], env={})
-    end = time.monotonic() + 20
-    while not (await call("list"))[0]["memory_bytes"]:
-        assert time.monotonic() < end, "no sample was taken"
-        await asyncio.sleep(0.05)
+    async def until(**expected):
+        end = time.monotonic() + 20
+        while True:
+            process = (await call("list"))[0]
+            if process["memory_bytes"] and expected.items() <= process.items():
+                return process
+            assert time.monotonic() < end, process
+            await asyncio.sleep(0.05)
+    first = await until(restarts=0)
+    await call("supervise", name="p", restart={"backoff_s": 0.01}, probe_url="http://127.0.0.1:1/health", ready_s=60)
+    os.kill(first["pid"], 9)
+    await until(restarts=1)
     assert (await call("stop", name="p"))["exit_code"] == -15
-    assert [line[2] for line in (await call("logs"))["lines"]] == ["up"]
+    again = "pdctl: p was started again (1): it was killed by SIGKILL"
+    assert [line[2] for line in (await call("logs"))["lines"]] == ["up", again, "up"]
     await call("shutdown")
 
 asyncio.run(main(json.load(open(sys.argv[1]))["socket"]))

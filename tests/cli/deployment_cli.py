@@ -19,13 +19,14 @@ class Cli:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def topology(self, *options: str, name: str = "d", **changes: object) -> Path:
-        """Write a topology of fake engines; ``options``: of their command line."""
+    def topology(self, *options: str, name: str = "d", ports: str = "reported", **changes: object) -> Path:
+        """Write a topology of fake engines; ``options``: of their command line; ``ports``: where theirs come from."""
         profile = self.folder / f"{name}-engine.yaml"
         command = [sys.executable, str(FAKE), "--role", "{role}", "--port", "{port.api}", "--router", "{router}"]
-        roles = {role: {"ports": {"api": "reported"}} for role in ("prefill", "decode", "mixed")}
+        roles = {role: {"ports": {"api": ports}} for role in ("prefill", "decode", "mixed")}
         content = {"name": "fake", "description": "computes nothing", "protocol": "builtin", "gpus": "none"}
-        content |= {"registers": "with token"}
+        taken = {"pattern": "Address already in use", "advice": "run it again", "port_taken": True}
+        content |= {"registers": "with token", "troubles": [taken]}
         profile.write_text(json.dumps({**content, "command": [*command, *options], "roles": roles}))
         path = self.folder / f"{name}.yaml"
         topology = {"name": name, "engine": str(profile), "router": {"port": 0}, "prefill": 1, "decode": 1}

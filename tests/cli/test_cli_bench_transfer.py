@@ -130,24 +130,8 @@ def test_wrong_options(arguments: list[str], said: str):
     assert said in " ".join(done.stderr.split())
 
 
-def test_a_host_that_is_reached_by_ssh_is_refused():
-    done = transfer(str(ROOT / "examples" / "two-hosts.yaml"), "--hosts", "here", "second")
-    assert (done.exit_code, done.stdout) == (ExitCode.PLAN, "")
-    assert done.stderr.startswith("error: host second: reaching a host by ssh (ops@10.0.0.5) is not built yet")
-
-
-@pytest.mark.parametrize(("option", "value"), [("--qps", "3"), ("--json", "result.json")])
-def test_options_of_bench_are_not_taken_for_its_own(option: str, value: str):
-    done = CliRunner().invoke(app, ["bench", option, value, "transfer"])
-    assert (done.exit_code, done.stdout) == (ExitCode.USAGE, "")
-    assert done.stderr == f"error: {option} does not go with `bench transfer`: give options behind it\n"
-
-
-def test_the_help_of_bench_names_it():
-    shown = CliRunner().invoke(app, ["bench", "--help"]).stdout
-    assert "  transfer  Measure each KV transport beside the rate of what it goes over.\n" in shown
-    assert (
-        CliRunner()
-        .invoke(app, ["bench", "transfer", "--help"], prog_name="pdctl")
-        .stdout.startswith("Usage: pdctl bench transfer ")
-    )
+def test_a_host_that_ssh_does_not_reach(tmp_path: Path):
+    (tmp_path / "t.yaml").write_text("hosts: {far: {ssh: nobody@no-such-host.invalid}}\nmixed: {host: far}\n")
+    done = transfer(str(tmp_path / "t.yaml"), "--hosts", "local", "far")
+    assert (done.exit_code, done.stdout) == (ExitCode.UNREACHABLE, "")
+    assert done.stderr.startswith("error: host far: `ssh nobody@no-such-host.invalid`: ")

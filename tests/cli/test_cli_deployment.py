@@ -150,8 +150,8 @@ def test_a_second_interrupt_kills(cli: Cli, runtime: Path) -> None:  # noqa: F81
     assert living(runtime) == []
 
 
-def test_a_death_in_the_foreground(cli: Cli, runtime: Path) -> None:  # noqa: F811
-    with cli.spawn("up", cli.topology()) as up:
+def test_the_end_of_a_roles_last_engine_in_the_foreground(cli: Cli, runtime: Path) -> None:  # noqa: F811
+    with cli.spawn("up", cli.topology(prefill={"restart": "never"})) as up:
         read_until(up, "d is ready at")
         os.kill(cli.pid("prefill-0"), signal.SIGKILL)
         _, err = up.communicate(timeout=30)
@@ -159,6 +159,27 @@ def test_a_death_in_the_foreground(cli: Cli, runtime: Path) -> None:  # noqa: F8
     assert err == "error: prefill-0 was killed by SIGKILL\n  prefill begins\n"
     assert living(runtime) == []
     assert cli.status()["reason"] == "prefill-0 was killed by SIGKILL"
+
+
+def test_a_death_in_the_foreground(cli: Cli, runtime: Path) -> None:  # noqa: F811
+    """It is shown, and the process comes back. The engines here register once: of the router they hear no more."""
+    restart = {"backoff_s": 0.1}
+    with cli.spawn("up", cli.topology(prefill={"restart": restart}, router={"port": 0, "restart": restart})) as up:
+        read_until(up, "d is ready at")
+        endpoint = cli.status()["endpoint"]
+        for name in ("prefill-0", "router"):
+            os.kill(cli.pid(name), signal.SIGKILL)
+            read_until(up, f"pdctl: {name} was started again (1): it was killed by SIGKILL")
+            eventually(lambda name=name: state_of(cli, name) == ("ready", 1), f"{name} to be ready again")
+        assert httpx.get(f"{endpoint}/health/live", timeout=10).status_code == 200
+        up.send_signal(signal.SIGINT)
+        _, err = up.communicate(timeout=30)
+    assert (up.returncode, err) == (0, "")
+    assert living(runtime) == []
+
+
+def state_of(cli: Cli, name: str) -> tuple[str, int]:
+    return next((p["state"], p["restarts"]) for p in cli.status()["processes"] if p["name"] == name)
 
 
 def test_an_engine_that_crashes_at_start(cli: Cli, runtime: Path) -> None:  # noqa: F811
@@ -190,12 +211,13 @@ def test_down_ends_the_foreground_too(cli: Cli) -> None:
 
 
 def test_up_of_a_degraded_deployment(cli: Cli) -> None:
-    assert cli("up", "-d", cli.topology()).returncode == 0
+    path = cli.topology(decode={"restart": "never"})
+    assert cli("up", "-d", path).returncode == 0
     decode = cli.pid("decode-0")
     os.kill(decode, signal.SIGKILL)
     eventually(lambda: not is_alive(decode), "the engine's end")
     assert cli.status()["state"] == "degraded"
-    again = cli("up", "-d", cli.topology())
+    again = cli("up", "-d", path)
     assert again.returncode == ExitCode.DEGRADED
     assert "d' runs, but is degraded: decode-0 was killed by SIGKILL: see `pdctl logs decode-0`; stop" in again.stderr
     assert cli("down").returncode == 0
@@ -226,10 +248,10 @@ def test_two_names_side_by_side(cli: Cli) -> None:
     assert cli("down").returncode == 0
 
 
-def test_an_ssh_host_is_refused(cli: Cli) -> None:
+def test_a_host_that_cannot_be_reached(cli: Cli) -> None:
     path = cli.topology(hosts={"far": {"ssh": "ops@far"}}, prefill={"host": "far"})
     up = cli("up", "-d", path)
-    assert up.returncode == ExitCode.PLAN
+    assert up.returncode == ExitCode.UNREACHABLE
     assert "far" in up.stderr
     assert len(up.stderr.splitlines()) == 1
 

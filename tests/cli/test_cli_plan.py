@@ -64,10 +64,11 @@ def test_a_taken_port_is_named_with_its_holder(pdctl, tmp_path: Path):
     assert result.stderr.count("\n") == 1
 
 
-def test_hosts_reached_by_ssh_are_refused(pdctl):
-    result = pdctl("plan", str(Path(__file__).parents[2] / "examples" / "two-hosts.yaml"))
-    assert result.returncode == ExitCode.PLAN
-    assert result.stderr.startswith("error: host second: reaching a host by ssh (ops@10.0.0.5) is not built yet")
+def test_a_host_that_ssh_does_not_reach_is_one_line(pdctl, tmp_path: Path):
+    (tmp_path / "t.yaml").write_text("hosts: {far: {ssh: nobody@no-such-host.invalid}}\nmixed: {host: far}\n")
+    result = pdctl("plan", "t.yaml")
+    assert result.returncode == ExitCode.UNREACHABLE
+    assert result.stderr.startswith("error: host far: `ssh nobody@no-such-host.invalid`: ")
     assert result.stderr.count("\n") == 1
 
 

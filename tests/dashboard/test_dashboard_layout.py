@@ -151,6 +151,18 @@ def test_matches_are_marked_and_the_found_one_differs():
     assert any("reverse" in style and "bold" in style for style in styles(state, "Error"))
 
 
+def test_the_found_line_is_shown_from_where_the_match_is():
+    state = view(lines=0)
+    state.add_log(line("x" * 300 + " needle " + "y" * 300))
+    assert "needle" not in "".join(shown(state))
+    for key in ["/", *"needle", "enter"]:
+        state.press(key)
+    assert any(
+        row.startswith("router    > …xx") and " needle yyy" in row and row.rstrip().endswith("…")
+        for row in shown(state)
+    )
+
+
 def test_without_colour_nothing_is_coloured():
     state = view(deployment(process("decode-0", state="failed", exit_code=1)))
     state.press("1")

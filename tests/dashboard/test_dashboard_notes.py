@@ -31,10 +31,18 @@ def test_the_end_of_a_process_is_told_with_its_last_line_instead_of_the_reason(n
 
 
 @pytest.mark.parametrize(
-    ("state", "text"), [("restarting", ", and is started again"), ("failed", ", and is not started again")]
+    ("state", "text"),
+    [
+        ("restarting", ", and is started again (restart 3)"),
+        ("starting", ", and is started again (restart 2)"),
+        ("failed", ", and keeps failing (restarts: 2)"),
+    ],
 )
 def test_what_becomes_of_it_is_told(notes, state, text):
-    notes.look(deployment(decode(state=state, exit_code=-9)), 0.0)
+    code = None if state == "starting" else -9
+    dead = decode(state=state, exit_code=code, restarts=2, last_end="was killed by SIGKILL")
+    reason = f"{DIED}: it is being restarted (restart 3)"
+    notes.look(deployment(dead, state="degraded", reason=reason), 0.0)
     assert lines(notes) == [DIED + text]
 
 
@@ -42,7 +50,7 @@ def test_an_end_stays_when_the_process_runs_again(notes):
     notes.look(deployment(decode(state="restarting", exit_code=-9, restart_in_s=1.0)), 10.0)
     notes.look(deployment(decode(restarts=1)), 12.0)
     notes.look(deployment(decode(restarts=1)), 100.0)
-    assert lines(notes) == [f"1m30s ago: {DIED}, and is started again"]
+    assert lines(notes) == [f"1m30s ago: {DIED}, and is started again (restart 1)"]
     notes.dismiss()
     notes.look(deployment(decode(restarts=1)), 101.0)
     assert lines(notes) == []
@@ -51,18 +59,26 @@ def test_an_end_stays_when_the_process_runs_again(notes):
 def test_an_end_between_two_looks_is_noticed_by_the_count_of_restarts(notes):
     notes.look(deployment(decode(restarts=3)), 0.0)
     assert lines(notes) == []
-    notes.look(deployment(decode(restarts=4)), 5.0)
-    assert lines(notes) == ["0s ago: decode-0 ended and was started again"]
+    notes.look(deployment(decode(restarts=4, last_end="was killed by SIGKILL")), 5.0)
+    assert lines(notes) == [f"0s ago: {DIED}, and was started again"]
 
 
-@pytest.mark.parametrize("code", [0, -15, 143])
-def test_a_process_that_was_told_to_stop_is_no_error(notes, code):
-    notes.look(deployment(decode(state="exited", exit_code=code)), 0.0)
+def test_a_process_that_was_told_to_stop_is_no_error(notes):
+    notes.look(deployment(decode(state="exited", exit_code=-9, stopped=True)), 0.0)
     assert lines(notes) == []
 
 
-def test_ends_while_the_deployment_is_being_started_are_its_launchers_matter(notes):
-    notes.look(deployment(decode(state="exited", exit_code=1), state="starting"), 0.0)
+def test_a_first_start_is_no_error(notes):
+    notes.look(deployment(decode(state="starting"), state="starting"), 0.0)
+    assert lines(notes) == []
+
+
+def test_that_another_changes_it_is_told_as_long_as_it_does(notes):
+    notes.look(deployment(reason="pid 7 is changing it"), 0.0)
+    notes.look(deployment(reason="pid 7 is changing it"), 9.0)
+    assert lines(notes) == ["pid 7 is changing it, for 9s"]
+    assert notes.shown[0].kind == "work"
+    notes.look(deployment(), 10.0)
     assert lines(notes) == []
 
 

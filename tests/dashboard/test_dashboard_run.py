@@ -90,7 +90,7 @@ def test_logs_are_searched_and_scrolled_while_they_come(child):
 def test_a_restart_is_asked_for_in_the_last_line_and_its_outcome_pinned(child):
     child.until(lambda: logs_of(child) == ALL)
     child.press("\x1b[C\x1b[C\x1b[C" + "r")
-    child.until(lambda: child.frame()[-1].startswith("restart decode-0? it is stopped and started again"))
+    child.until(lambda: child.frame()[-1].startswith("restart decode-0? it is not drained   y: yes"))
     child.press("y")
     child.until(lambda: child.frame()[1].startswith("0s ago: decode-0 was restarted"))
     child.press("x")

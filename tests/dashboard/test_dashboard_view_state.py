@@ -121,7 +121,7 @@ def test_pause(state):
 @pytest.mark.parametrize(("key", "operation"), [("r", "restart"), ("d", "drain")])
 def test_what_changes_something_is_asked_first_and_done_only_on_yes(state, key, operation):
     press(state, "3", key)
-    assert state.question == Request(operation, "decode-0")
+    assert state.question.request == Request(operation, "decode-0")
     for answer in ("n", "enter", "q", "escape", key):
         press(state, answer)
         assert (state.question, state.requests, state.quit) == (None, [], False)
@@ -134,6 +134,14 @@ def test_an_engine_that_is_drained_can_be_undrained(state):
     state.set_status(deployment(process("decode-0", draining=True)), 1.0)
     press(state, "1", "d", "y")
     assert state.requests == [Request("undrain", "decode-0")]
+
+
+def test_before_a_restart_it_is_said_whether_requests_are_cut_off(state):
+    press(state, "3", "r")
+    assert state.question.text == "it is not drained"
+    state.set_status(deployment(process("decode-0", draining=True)), 1.0)
+    press(state, "n", "r")
+    assert state.question.text == "it is stopped and started again"
 
 
 def test_what_cannot_be_done_is_said_until_the_next_key(state):

@@ -113,5 +113,5 @@ async def state_of(deployment: Deployment, name: str, state: str) -> int:
             await asyncio.sleep(0.02)
 
 
-def kill_agent(folder: DeploymentFolder) -> None:
-    psutil.Process(json.loads((folder.path / "hosts" / "here" / "agent.json").read_text())["pid"]).kill()
+def kill_agent(folder: DeploymentFolder, host: str = "here") -> None:
+    psutil.Process(json.loads((folder.path / "hosts" / host / "agent.json").read_text())["pid"]).kill()

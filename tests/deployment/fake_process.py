@@ -1,6 +1,7 @@
 """Stands in for a router or an engine: serves HTTP at once, computes nothing, and misbehaves when told to."""
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,8 +23,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--exit", type=int, help="end with this code before it is ready")
     parser.add_argument("--broken-by", type=Path, help="end with code 3 before it is ready if there is this file")
+    parser.add_argument("--taken", type=int, help="end as if another process had this port, if it is the one to bind")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--never-register", action="store_true")
+    parser.add_argument("--beats", action="store_true", help="registers every second, so that a next router knows it")
+    parser.add_argument("--registers-late", type=float, help="so many seconds after it is ready, not before")
     parser.add_argument("--no-notice", action="store_true")
     parser.add_argument("--ignore-term", action="store_true")
     parser.add_argument("--answer", default="well", help="to a completion: well, 500, crash, elsewhere, empty, never")
@@ -120,8 +124,18 @@ def register(options: argparse.Namespace, port: int) -> None:
     urllib.request.urlopen(urllib.request.Request(f"http://{options.router}/register", body, headers), timeout=10)
 
 
+def beat(options: argparse.Namespace, port: int) -> None:
+    while True:
+        time.sleep(1)
+        with contextlib.suppress(OSError):  # the router is being started again
+            register(options, port)
+
+
 def main() -> None:
     options = parse()
+    if options.port and options.port == options.taken:
+        say("OSError: [Errno 98] Address already in use")
+        sys.exit(1)
     server: Any = Server(("127.0.0.1", options.port), Handler)
     server.options, server.health, server.pairs = options, 200, []
     server.registered = {"prefill": [], "decode": [], "mixed": []}
@@ -137,8 +151,12 @@ def main() -> None:
     port = server.server_address[1]
     if not options.no_notice:
         notifier.progress("loading weights", 1, 4)
-    if options.router and not options.never_register:
+    if options.registers_late is not None:
+        threading.Timer(options.registers_late, register, (options, port)).start()
+    elif options.router and not options.never_register:
         register(options, port)
+    if options.beats:
+        threading.Thread(target=beat, args=(options, port), daemon=True).start()
     if not options.never_ready and not options.no_notice:
         notifier.listening({"api": port, "metrics": port})
         notifier.ready()

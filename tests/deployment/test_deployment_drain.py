@@ -88,5 +88,5 @@ async def test_a_router_that_is_not_ours_or_gone_is_said(deployment: Deployment)
     deployment.plan = deployment.plan.model_copy(update={"has_own_router": True})
     pid = next(process.pid for process in (await deployment.status()).processes if process.name == "router")
     psutil.Process(pid).kill()
-    with pytest.raises(RouterError, match=r"the router at http://127\.0\.0\.1:\d+ does not answer: ConnectError"):
+    with pytest.raises(RouterError, match=r"the router at http://127\.0\.0\.1:\d+ does not answer: \w+Error"):
         await undrain(deployment, "decode-0")

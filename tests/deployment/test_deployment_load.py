@@ -66,6 +66,14 @@ async def test_nobody_there() -> None:
         assert await scrape(client, "http://127.0.0.1:1/metrics", {"running": "a"}) == Load()
 
 
+async def test_how_full_the_caches_of_several_ranks_are_is_their_mean() -> None:
+    text = 'kv{rank="0"} 0.6\nkv{rank="1"} 0.7\nrunning{rank="0"} 1\nrunning{rank="1"} 2\n'
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=text))
+    async with httpx.AsyncClient(transport=transport) as client:
+        load = await scrape(client, "http://x/metrics", {"kv_usage": "kv", "running": "running", "waiting": "none"})
+    assert (load.kv_usage, load.running, load.waiting) == (pytest.approx(0.65), 3, None)
+
+
 async def test_the_transports_in_use_are_those_with_a_connection() -> None:
     text = """
 links{transport="tcp",peer="a"} 2

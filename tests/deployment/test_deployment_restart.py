@@ -8,21 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from pdctl.deployment import restart as restart_module
+from pdctl.deployment import process_stop
 from pdctl.deployment.deployment import Deployment
+from pdctl.deployment.launch import hold
 from pdctl.deployment.restart import restart
-from pdctl.deployment.store import DeploymentFolder, ProcessId
+from pdctl.deployment.store import DeploymentFolder
 from pdctl.errors import NotFoundError, ProcessDiedError, StateError, StepTimeoutError
 from pdctl.planning.plan import Plan
 from tests.deployment.deployment_harness import NO_RESTART, is_alive, make_plan, started, state_of
 from tests.planning.inventories import make_inventory
-
-
-def not_ours(deployment: Deployment) -> None:
-    """As if the `up -d` that started it had ended."""
-    state = deployment.state
-    owner = ProcessId(pid=1, start=0, boot="another")
-    deployment.folder.write_state(state.model_copy(update={"owner": owner}))
 
 
 async def pids(deployment: Deployment) -> dict[str, int | None]:
@@ -37,7 +31,6 @@ def plan() -> Plan:
 @pytest.fixture
 async def deployment(folder: DeploymentFolder, plan: Plan) -> AsyncIterator[Deployment]:
     async with started(folder, plan) as deployment:
-        not_ours(deployment)
         yield deployment
 
 
@@ -76,10 +69,21 @@ async def test_an_unknown_process(deployment: Deployment):
         await restart(deployment, ["prefil-0"])
 
 
-async def test_a_deployment_that_is_held_in_the_foreground(folder: DeploymentFolder, plan: Plan):
-    async with started(folder, plan) as deployment:
-        with pytest.raises(StateError, match=rf"`pdctl up` \(pid {os.getpid()}\) holds d in the foreground"):
-            await restart(deployment, ["prefill-0"])
+async def test_a_deployment_that_is_held_in_the_foreground_stays_so(deployment: Deployment):
+    holding = asyncio.create_task(hold(deployment))
+    await restart(deployment, ["prefill-0"])
+    assert not holding.done()
+    holding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holding
+
+
+async def test_a_deployment_that_is_being_stopped(deployment: Deployment):
+    state = deployment.state
+    deployment.folder.write_state(state.model_copy(update={"phase": "stopping"}))
+    with pytest.raises(StateError, match="d is stopping: only what has become ready can be changed"):
+        await restart(deployment, ["prefill-0"])
+    deployment.folder.write_state(state)
 
 
 async def test_gpu_memory_that_is_still_held(deployment: Deployment, monkeypatch: pytest.MonkeyPatch):
@@ -93,10 +97,10 @@ async def test_gpu_memory_that_is_still_held(deployment: Deployment, monkeypatch
         return full.model_copy(update={"gpus": (gpu,)}).model_dump()
 
     monkeypatch.setattr(deployment.hosts["here"], "probe", probe)
-    monkeypatch.setattr(restart_module, "GPU_MEMORY_S", 0.0)
+    monkeypatch.setattr(process_stop, "GPU_MEMORY_S", 0.0)
     with pytest.raises(StepTimeoutError) as caught:
         await restart(deployment, ["prefill-0"])
     assert str(caught.value) == (
-        "prefill-0 was not started again: after 0 s, GPU 0 still has 30000 MB in use by pid 7 (vllm)"
+        "prefill-0 was not started: after 0 s, GPU 0 still has 30000 MB in use by pid 7 (vllm)"
     )
     await asyncio.wait_for(state_of(deployment, "prefill-0", "exited"), 20)

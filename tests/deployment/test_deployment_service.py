@@ -20,7 +20,7 @@ def ends(plan: Plan, **changed: str) -> bool:
         for name, state in states.items()
     }
     snapshots = {n: s.model_copy(update={"stopped": states[n] == "stopped"}) for n, s in snapshots.items()}
-    return end_of_service(plan)(snapshots, snapshots[list(changed)[-1].replace("_", "-")])
+    return end_of_service(lambda: plan)(snapshots, snapshots[list(changed)[-1].replace("_", "-")])
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_an_engine_on_several_hosts_needs_all_its_processes() -> None:
 def test_what_is_not_in_the_plan_ends_nothing() -> None:
     """It was taken out of it while it was held."""
     stranger = Snapshot(name="decode-7", pid=1, state="exited", exit_code=0)
-    assert not end_of_service(PLAN)({"decode-7": stranger}, stranger)
+    assert not end_of_service(lambda: PLAN)({"decode-7": stranger}, stranger)

@@ -128,9 +128,34 @@ def test_figures_of_a_process() -> None:
     decode = next(process for process in status.processes if process.name == "decode-0")
     assert decode.model_dump() == {
         "name": "decode-0", "role": "decode", "host": "here", "pid": 7, "port": 5, "metrics_port": 6, "state": "ready",
-        "restarts": 2, "restart_in_s": None, "draining": False, "uptime_s": 4, "exit_code": None, "last_line": None,
+        "restarts": 2, "restart_in_s": None, "draining": False, "uptime_s": 4, "exit_code": None, "stopped": False,
+            "last_end": None, "last_line": None,
         "cpu_percent": 12.5, "memory_bytes": 99, "progress": None, "warning": "w", "load": Load(running=3).model_dump(),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("local", "fallbacks", "warning"),
+    [
+        (1, [], None),
+        (1, ["several_choices"], None),
+        (50, [], "computed 50 prompt tokens itself (100 were transferred): see its log, and prefill's"),
+        (
+            *(50, ["prompt_logprobs", "several_choices"]),
+            "computed 50 prompt tokens itself (100 were transferred): the router had decode do so for some requests "
+            "(prompt_logprobs, several_choices); for others, see its log, and prefill's",
+        ),
+    ],
+)
+def test_prompts_that_decode_computes_are_warned_of_with_the_reasons_that_are_known(
+    local: float, fallbacks: list[str], warning: str | None
+) -> None:
+    decode = Load(locally_computed_tokens=local, transferred_tokens=100)
+    loads = {"decode-0": decode, "prefill-0": Load(locally_computed_tokens=9), "router": Load(fallbacks=fallbacks)}
+    status = make_status(PLAN, state("verified"), findings(loads=loads))
+    assert {process.name: process.warning for process in status.processes if process.warning} == (
+        {"decode-0": warning} if warning else {}
+    )
 
 
 LAUNCHER = """

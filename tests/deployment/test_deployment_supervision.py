@@ -18,10 +18,10 @@ from pdctl.deployment.restart import restart
 from pdctl.deployment.store import DeploymentFolder, ProcessId
 from pdctl.deployment.teardown import stop_deployment
 from pdctl.errors import HostUnreachableError, ProcessDiedError
-from pdctl.hosts.client import AgentClient
-from pdctl.planning.plan import Readiness
+from pdctl.hosts.client import AgentClient, AgentGoneError
+from pdctl.planning.plan import HostPlan, Readiness
 from pdctl.topology.restart import Restart
-from tests.deployment.deployment_harness import living, make_plan, process, started, state_of
+from tests.deployment.deployment_harness import is_alive, kill_agent, living, make_plan, process, started, state_of
 
 SOON = Restart(backoff_s=0.01, max_backoff_s=0.02)
 HASTY = SOON.model_copy(update={"probe_interval_s": 0.1, "probe_timeout_s": 0.5, "probe_failures": 2})
@@ -198,6 +198,26 @@ async def test_holding_ends_when_a_role_has_no_engine_left(folder: DeploymentFol
         assert str(error) == "prefill-1 exited with code 3 and keeps failing (restarts: 2)"
         assert error.detail.splitlines()[-1] == "something went wrong"
         assert (await deployment.status()).reason == str(error)
+        assert living(folder.path.parents[1] / "run") == []
+
+
+async def test_holding_goes_on_while_another_host_can_serve(folder: DeploymentFolder) -> None:
+    """All that an agent runs ends with it; here are two, as of two hosts."""
+    plan = make_plan(prefill=2, restart=SOON)
+    hosts = {**plan.hosts, "there": HostPlan(name="there")}
+    engines = [e.model_copy(update={"host": "there"}) if e.name == "prefill-1" else e for e in plan.engines]
+    plan = plan.model_copy(update={"hosts": hosts, "engines": tuple(engines)})
+    async with started(folder, plan) as deployment:
+        held = Held(deployment)
+        pid = await state_of(deployment, "prefill-1", "ready")
+        kill_agent(folder, "there")
+        await state_of(deployment, "prefill-1", "exited")
+        status = await deployment.status()
+        assert (status.state, status.reason) == ("degraded", "the agent on host there has ended")
+        assert (is_alive(pid), held.task.done()) == (False, False)
+        kill_agent(folder)
+        with pytest.raises(AgentGoneError, match="the agent on host here has ended"):
+            await asyncio.wait_for(held.task, 20)
         assert living(folder.path.parents[1] / "run") == []
 
 

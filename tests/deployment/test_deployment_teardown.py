@@ -50,7 +50,7 @@ async def test_what_stays_and_what_goes_however_often(deployment: Deployment, ru
     assert living(runtime) == []
     assert not folder.token_path.exists()
     left = sorted(path.name for path in (folder.path / "hosts" / "here").iterdir())
-    assert left == ["agent.lock", "agent.log", "logs"]
+    assert left == ["agent.lock", "agent.log", "logs", "run.json"]
     assert list((runtime / "pdctl").iterdir()) == []  # no socket
 
 

@@ -8,8 +8,10 @@ import httpx
 import pytest
 
 from pdctl.deployment import verify as verify_module
+from pdctl.deployment.engine_keys import engine_key
 from pdctl.deployment.verify import CONCURRENCY, Engine, Pair, pairs, verify
 from pdctl.errors import VerifyError
+from pdctl.planning.plan import ProcessPlan
 from pdctl.profiles import WarmUp
 
 P = Engine("prefill-0", "http://p:1", "m")
@@ -100,12 +102,98 @@ async def test_so_many_at_once_and_no_more() -> None:
     assert most == CONCURRENCY
 
 
-async def test_an_error_is_followed_by_another_try_where_that_may_help(monkeypatch: pytest.MonkeyPatch) -> None:
+# Trying again.
+
+
+def refused(status: int, code: str | None = None) -> httpx.Response:
+    return httpx.Response(status, json={"error": {"message": "no", "code": code}})
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "warm_up_s", "early_s", "helps"),
+    [
+        (refused(500), True, 10, 0, True),
+        (refused(500), True, 0, 10, False),
+        (refused(404), True, 10, 10, False),
+        (refused(401), False, 10, 10, False),
+        (refused(400, "unknown_instance"), True, 0, 10, True),
+        (refused(400, "unknown_instance"), True, 10, 0, False),
+        (refused(400, "no_pair"), True, 10, 10, False),
+        (refused(503, "no_instance"), True, 0, 10, True),
+        (refused(500), False, 0, 10, True),
+        (httpx.Response(503, text="No available prefill/decode workers"), False, 0, 10, True),
+        (refused(500), False, 0, 0, False),
+        (httpx.Response(200, json={"choices": []}, headers=PINS), False, 0, 10, True),
+        (httpx.Response(200, json={"choices": []}, headers=PINS), True, 0, 10, False),
+        (httpx.Response(200, json={"choices": []}, headers=PINS), True, 10, 0, True),
+        (httpx.Response(200, json=WELL), True, 0, 10, False),
+    ],
+)
+async def test_which_errors_are_followed_by_another_try(
+    monkeypatch: pytest.MonkeyPatch, error: httpx.Response, own: bool, warm_up_s: float, early_s: float, helps: bool
+) -> None:
     monkeypatch.setattr(verify_module, "RETRY_PAUSE_S", 0.0)
-    answers = [httpx.Response(500), httpx.Response(200, json=WELL, headers=PINS)]
+    answers = [error, error, httpx.Response(200, json=WELL, headers=PINS)]
 
     async def answer(request: httpx.Request) -> httpx.Response:
         return answers.pop(0)
 
-    await ask(answer, PAIR, retry_s=10)
-    assert not answers
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        token, warm_up = "secret" if own else None, WarmUp(retry_s=warm_up_s)
+        asked = verify(client, "http://router", token, [PAIR], warm_up, early_s=early_s)
+        if helps:
+            await asked
+        else:
+            with pytest.raises(VerifyError):
+                await asked
+    assert len(answers) == (0 if helps else 2)
+
+
+# Engines that want an API key.
+
+
+@pytest.mark.parametrize(
+    ("keys", "sent"), [(("", ""), None), (("p", "d"), "Bearer d"), (("p", ""), "Bearer p"), (("", "d"), "Bearer d")]
+)
+async def test_the_engines_key_is_sent(keys: tuple[str, str], sent: str | None) -> None:
+    requests: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(200, json=WELL, headers=PINS)
+
+    await ask(answer, Pair(P._replace(key=keys[0]), D._replace(key=keys[1])))
+    assert requests[0].headers.get("Authorization") == sent
+    assert requests[0].headers["X-Pdctl-Token"] == "secret"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("", r"say which by `args: \{api-key: \.\.\.\}`"), ("k", "it carried the engine's API key")]
+)
+async def test_a_key_that_is_missing_or_wrong(key: str, words: str) -> None:
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(401, text="Unauthorized")
+
+    with pytest.raises(VerifyError, match=words):
+        await ask(answer, Pair(P, D._replace(key=key)))
+
+
+@pytest.mark.parametrize(
+    ("argv", "changes", "expected"),
+    [
+        (["--port", "1"], {}, ""),
+        (["--api-key", "a", "--api-key", "b"], {}, "b"),
+        (["--api-key=a"], {"env": {"FD_API_KEY": "e"}}, "a"),
+        (["--api-key"], {}, ""),
+        ([], {"env": {"FD_API_KEY": "e, f"}}, "e"),
+        ([], {"env": {"VLLM_API_KEY": "e"}}, "e"),
+        ([], {"secrets": {"VLLM_API_KEY": {"env": "A_KEY"}}}, "from the environment"),
+        ([], {"secrets": {"HF_TOKEN": {"env": "NOT_SET"}}}, ""),
+    ],
+)
+def test_where_an_engines_key_is_found(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], changes: dict[str, object], expected: str
+) -> None:
+    monkeypatch.setenv("A_KEY", "from the environment")
+    plan = {"name": "decode-0", "role": "decode", "host": "here", "argv": ["serve", *argv], **changes}
+    assert engine_key(ProcessPlan.model_validate(plan)) == expected

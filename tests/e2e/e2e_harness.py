@@ -142,9 +142,9 @@ def wait_for_line(up: subprocess.Popen[str], words: str) -> None:
     raise AssertionError(f"the output ended without {words!r}: {''.join(said)}")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], bool], what: str, limit_s: float = LIMIT_S) -> None:
     """Look again and again at something that no event tells of."""
-    end = time.monotonic() + LIMIT_S
+    end = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end, f"waited {LIMIT_S:g} s for: {what}"
+        assert time.monotonic() < end, f"waited {limit_s:g} s for: {what}"
         time.sleep(0.05)

@@ -10,12 +10,15 @@ import httpx
 import psutil
 import pytest
 
+from pdctl.deployment.store import Store
 from tests.e2e.e2e_harness import LIMIT_S, Cli
 
 STANDINS = Path(__file__).parents[1] / "standins"
 CHAT = {"model": "M", "messages": [{"role": "user", "content": "What is a bridge?"}], "max_tokens": 8}
 
-SGLANG = {"engine": "sglang", "prefill": {"replicas": 2}, "decode": {"tp": 2}}
+KEY = "sk-1"  # of engines that want one
+
+SGLANG = {"engine": "sglang", "prefill": {"replicas": 2}, "decode": {"tp": 2, "dp": 2}}
 FASTDEPLOY = {"engine": "fastdeploy", "prefill": {"tp": 2}, "decode": {"tp": 2}}
 FASTDEPLOY_DP = {"engine": "fastdeploy-dp", "prefill": {"dp": 2}, "decode": {"dp": 2}}
 
@@ -27,26 +30,26 @@ def _engines_on_the_path(monkeypatch: pytest.MonkeyPatch):
 
 
 @contextmanager
-def up(cli: Cli, topology: dict[str, object]) -> Iterator[dict[str, object]]:
+def up(cli: Cli, topology: dict[str, object], servers: int) -> Iterator[dict[str, object]]:
+    """``servers``: how many API servers the engines have together, each of which has to find everything right."""
     path = cli.write({"name": "other", "model": "M"} | topology)
     started = cli("up", "-d", path)
     assert started.returncode == 0, started.stdout + started.stderr
     status = cli.status()
     try:
         yield status
-        assert violations(status) == []
+        assert violations(cli) == [[]] * servers
     finally:
         assert cli("down").returncode == 0
 
 
-def violations(status: dict[str, object]) -> list[str]:
-    """What the engines found wrong with flags, variables, bodies and their order."""
-    found: list[str] = []
-    for process in status["processes"]:
-        if process["role"] != "router" and psutil.pid_exists(process["pid"]):
-            host = "127.0.0.1"
-            found += httpx.get(f"http://{host}:{process['port']}/standin/violations", timeout=LIMIT_S).json()
-    return found
+def violations(cli: Cli) -> list[list[str]]:
+    """What each API server found wrong with flags, variables, bodies and their order."""
+    plan = Store(cli.folder / "state").folder("other").read_plan()
+    assert plan is not None
+    heads = [engine for engine in plan.engines if engine.head is None]
+    ports = [engine.ports[purpose] for engine in heads for purpose in engine.api_ports]
+    return [httpx.get(f"http://127.0.0.1:{port}/standin/violations", timeout=LIMIT_S).json() for port in ports]
 
 
 def text_of(answer: httpx.Response) -> str:
@@ -55,27 +58,36 @@ def text_of(answer: httpx.Response) -> str:
 
 
 def ask(status: dict[str, object], **changes: object) -> httpx.Response:
-    return httpx.post(f"{status['endpoint']}/v1/chat/completions", json=CHAT | changes, timeout=LIMIT_S)
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx.post(
+        f"{status['endpoint']}/v1/chat/completions", json=CHAT | changes, headers=headers, timeout=LIMIT_S
+    )
 
 
-@pytest.mark.parametrize("topology", [SGLANG, FASTDEPLOY, FASTDEPLOY_DP], ids=lambda t: t["engine"])
-def test_engines_start_by_their_own_command_lines_and_serve(cli: Cli, topology: dict[str, object]):
-    with up(cli, topology) as status:
+@pytest.mark.parametrize(
+    ("topology", "servers", "alone_servers"),
+    [(SGLANG, 3, 1), (FASTDEPLOY, 2, 1), (FASTDEPLOY_DP, 4, 2)],
+    ids=["sglang", "fastdeploy", "fastdeploy-dp"],
+)
+def test_engines_start_by_their_own_command_lines_and_serve(
+    cli: Cli, topology: dict[str, object], servers: int, alone_servers: int
+):
+    with up(cli, topology, servers) as status:
         assert status["state"] == "ready"
         alone = text_of(ask(status))
         streamed = ask(status, stream=True)
         assert streamed.text.rstrip().endswith("data: [DONE]")
         assert [choice["index"] for choice in ask(status, n=2).json()["choices"]] == [0, 1]
-    mixed = {"dp": topology["decode"].get("dp", 1)}
-    with up(cli, {"engine": topology["engine"], "mixed": mixed}) as status:
+    with up(cli, {"engine": topology["engine"], "mixed": topology["decode"]}, alone_servers) as status:
         assert text_of(ask(status)) == alone
 
 
-def test_a_killed_engine_is_restarted(cli: Cli):
+def test_a_killed_engine_is_restarted_also_where_engines_want_an_api_key(cli: Cli):
     # Decode learns by two missed heartbeats that a prefill engine is not the one that it knew.
     slow, attentive = {"STANDIN_START_S": "1"}, {"SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL": "0.2"}
-    prefill, decode = {"replicas": 2, "env": slow}, {"env": attentive}
-    with up(cli, {"engine": "sglang", "prefill": prefill, "decode": decode}) as status:
+    keyed = {"args": {"api-key": KEY}}
+    prefill, decode = keyed | {"replicas": 2, "env": slow}, keyed | {"env": attentive}
+    with up(cli, {"engine": "sglang", "prefill": prefill, "decode": decode}, servers=3) as status:
         pids = {process["name"]: process["pid"] for process in status["processes"]}
         engine = psutil.Process(pids["prefill-0"])
         os.kill(engine.pid, signal.SIGKILL)

@@ -168,7 +168,7 @@ def test_where_the_router_listens(bind: str, engines_use: str):
 
 
 def test_only_hosts_that_run_something_are_looked_at():
-    hosts = {"a": {"ssh": "a"}, "b": {"ssh": "b"}, "c": {"ssh": "c"}}
+    hosts = {"a": {"ssh": "a", "python": "/opt/python"}, "b": {"ssh": "b"}, "c": {"ssh": "c"}}
     topology = topology_of(
         hosts=hosts, router={"host": "a"}, prefill=[{"host": "a"}, {"host": "b", "replicas": 0}], decode={"host": "a"}
     )

@@ -10,7 +10,7 @@ from pdctl.planning.planner import make_plan
 from pdctl.planning.starter import write_starter
 from pdctl.profiles import load_profile
 from pdctl.topology.loading import load_topology
-from pdctl.topology.models import Topology
+from pdctl.topology.models import Host, Topology
 
 
 def written(folder: Path, inventory: Inventory, *, gpus: str = "none", name: str = "chat") -> Topology:
@@ -24,7 +24,7 @@ def written(folder: Path, inventory: Inventory, *, gpus: str = "none", name: str
 
 def test_without_gpus_it_is_the_default_deployment(tmp_path: Path):
     assert written(tmp_path, make_inventory(), name="default").model_dump() == (
-        load_topology(None).model_dump() | {"hosts": {"here": {"ssh": None, "python": None, "address": None}}}
+        load_topology(None).model_dump() | {"hosts": {"here": Host().model_dump()}}
     )
 
 

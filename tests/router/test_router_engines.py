@@ -29,7 +29,7 @@ class Probes:
         self.go = asyncio.Event()
         self.go.set()
 
-    async def __call__(self, instance: Instance) -> None:
+    async def __call__(self, instance: Instance, ask_model: bool) -> None:
         self.asked.append(instance.key)
         await self.go.wait()
         if instance.key in self.sick:

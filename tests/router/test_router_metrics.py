@@ -40,7 +40,7 @@ async def test_requests_by_route_and_status():
 
 async def test_what_is_in_flight():
     async with split(on_prefill=hold, on_decode=hold) as pair:
-        request = asyncio.create_task(pair.at.post({"prompt": "x" * 4000}))
+        request = asyncio.create_task(pair.at.post({"prompt": "x" * 4000}, path="/v1/completions"))
         p, d = await pair.prefill.turn(), await pair.decode.turn()
         now = await figures(pair.at)
         prefill, decode = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from router_mocks import ANSWER, LIMIT, PROMPT, Split, Turn, answer_at_once, drop, engine, hold, message, quick
-from router_protocol_mocks import STREAM, OnRequest, ask, protocol_pair
+from router_protocol_mocks import DONE, STREAM, OnRequest, ask, protocol_pair, send_events
 
 PORT = 8998
 
@@ -182,5 +182,66 @@ async def test_without_a_prefill_there_is_no_service():
     async with sglang(pd_min_tokens=1000) as pair:
         response = await pair.at.post()
         assert (response.status_code, response.headers["x-router-prefill-url"]) == (200, pair.prefill.url)
+        pair.prefill.health_status = 503
         pair.at.router.registry.take_out(pair.at.router.registry.instances[pair.prefill.key], "gone")
         assert (await pair.at.post()).status_code == 503
+
+
+# Streams that fail after their status has been sent: SGLang writes one chunk of Python's quoting.
+
+ERROR = b"data: {'error': {'message': 'KVTransferError(bootstrap_room=1)', 'code': 500}}\n\n"
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"P"}}]}\n\n'
+
+
+async def fail_at_once(turn: Turn) -> None:
+    await send_events(turn, ERROR)
+
+
+async def fail_later(turn: Turn) -> None:
+    await send_events(turn, TOKEN, ERROR)
+
+
+async def well(turn: Turn) -> None:
+    await send_events(turn, TOKEN, DONE)
+
+
+async def test_a_stream_that_is_an_error_is_another_attempt():
+    async with sglang(hold, fail_at_once) as pair, engine(well) as other:
+        await pair.at.admit("decode", other, protocol="sglang")
+        response = await pair.at.post(STREAM)
+        assert (response.status_code, response.content) == (200, TOKEN + DONE)
+        assert response.headers["x-router-decode-url"] == other.url
+        await (await pair.prefill.turn()).peer_left()
+        assert pair.at.metrics.retries.value == 1
+
+
+async def test_a_stream_that_is_an_error_may_be_its_prefills_fault():
+    served = asyncio.Event()
+
+    async def fail_first(turn: Turn) -> None:
+        await (well if served.is_set() else fail_at_once)(turn)
+        served.set()
+
+    async with sglang(on_decode=fail_first) as pair, engine() as other:
+        await pair.at.admit("prefill", other, protocol="sglang", bootstrap_port=PORT + 1)
+        response = await pair.at.post(STREAM)
+        assert (response.status_code, response.content) == (200, TOKEN + DONE)
+        assert (pair.prefill.turns.qsize(), other.turns.qsize()) == (1, 1)
+        await pair.at.idle()
+
+
+async def test_without_another_engine_it_is_an_error_with_a_status():
+    async with sglang(hold, fail_at_once) as pair:
+        response = await pair.at.post(STREAM)
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "decode_failed")
+        assert f"decode instance {pair.decode.url} answered with an error event" in message(response)
+        assert "KVTransferError(bootstrap_room=1)" in message(response)
+        await pair.at.idle()
+
+
+async def test_an_error_after_a_token_is_passed_on_as_it_is():
+    """It is no JSON and nothing follows it, not even [DONE]: clients see that it is not whole."""
+    async with sglang(on_decode=fail_later) as pair:
+        response = await pair.at.post(STREAM)
+        assert (response.status_code, response.content) == (200, TOKEN + ERROR)
+        await pair.at.idle()

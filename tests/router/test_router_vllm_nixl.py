@@ -1,8 +1,6 @@
 """vLLM with NIXL, end to end: first the prefill, then the decode with what the prefill's answer says of its KV."""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
-from typing import Any
 
 import pytest
 from router_mocks import (
@@ -12,36 +10,16 @@ from router_mocks import (
     Running,
     Split,
     Turn,
-    answer_at_once,
     engine,
     hold,
     message,
     quick,
     until,
 )
-from router_protocol_mocks import DONE, STREAM, OnRequest, ask, protocol_pair, send_events, token_event
+from router_nixl import PARAMS, nixl, params_of, prefilled
+from router_protocol_mocks import DONE, STREAM, OnRequest, ask, send_events, token_event
 
 from pdctl.router.upstream.pool import Call
-
-# As vLLM writes it, spaces and all: it is copied byte for byte.
-PARAMS = b'{"remote_block_ids": [[1, 2], [3]],"f":1.50, "remote_host":"10.0.0.1" ,"u":"\\u00e4"}'
-
-
-async def prefilled(turn: Turn, params: bytes = PARAMS) -> None:
-    await turn.answer(b'{"id": "cmpl-1", "choices": [{"text": " P"}], "kv_transfer_params": %b }' % params)
-
-
-def nixl(
-    on_prefill: OnRequest = prefilled, on_decode: OnRequest = answer_at_once, **settings: Any
-) -> AbstractAsyncContextManager[Split]:
-    return protocol_pair("vllm-nixl", on_prefill, on_decode, **settings)
-
-
-def params_of(turn: Turn) -> bytes:
-    """The value of a decode's `kv_transfer_params`, which is its body's last member."""
-    _, found, params = turn.body.partition(b'"kv_transfer_params":')
-    assert found
-    return params.removesuffix(b"}")
 
 
 async def test_the_decode_follows_the_prefill_with_its_parameters_byte_for_byte():
@@ -100,6 +78,7 @@ async def test_that_holds_also_where_the_request_names_the_pair(asked: dict[str,
 @pytest.mark.parametrize("asked", [{"n": 2}, {"prompt_logprobs": 1}], ids=str)
 async def test_what_needs_no_prefill_is_served_without_one(asked: dict[str, object]):
     async with nixl() as pair:
+        pair.prefill.health_status = 503
         pair.at.router.registry.take_out(pair.at.router.registry.instances[pair.prefill.key], "it is gone")
         assert (await pair.at.post(PROMPT | asked)).status_code == 200
         assert "x-router-fallback" not in (response := await pair.at.post()).headers
@@ -229,94 +208,6 @@ async def test_a_prefills_answer_is_not_collected_for_ever():
     async with nixl(on_prefill=flood, limits=quick(prefill_answer_bytes=50_000)) as pair:
         response = await pair.at.post()
         assert (response.status_code, "larger than 50000 bytes" in message(response)) == (502, True)
-        await pair.at.idle()
-
-
-async def hang_up(turn: Turn) -> None:
-    turn.drop()
-
-
-@pytest.mark.parametrize("bad", [fail, hang_up, break_body])
-async def test_a_decode_that_fails_is_followed_by_a_whole_new_pair(bad: OnRequest):
-    """The prompt is computed again. The prefill does not keep what it holds for the decode that failed."""
-    async with nixl(on_decode=bad) as pair, engine() as other:
-        await pair.at.admit("decode", other, protocol="vllm-nixl")
-        response = await pair.at.post(PROMPT | {"max_tokens": 9})
-        assert (response.status_code, response.headers["x-router-decode-url"]) == (200, other.url)
-        first, second = await pair.prefill.turn(), await pair.prefill.turn()
-        turns = {turn.headers["x-request-id"]: turn for turn in (await other.turn(), await other.turn())}
-        ids = [turn.headers["x-request-id"] for turn in (first, second)]
-        assert sorted(turns) == sorted(ids)
-        assert [params_of(turns[one]) for one in ids] == [PARAMS, PARAMS]
-        assert [(turns[one].json["max_tokens"], turns[one].json.get("stream")) for one in ids] == [
-            (1, False),
-            (9, None),
-        ]
-        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
-        await pair.at.idle()
-
-
-async def test_a_decode_that_refuses_for_good_leaves_no_blocks():
-    async def refuse(turn: Turn) -> None:
-        await turn.answer({"error": {"message": "no"}}, 400)
-
-    async with nixl(on_decode=refuse) as pair, engine() as other:
-        await pair.at.admit("decode", other, protocol="vllm-nixl")
-        statuses = [(await pair.at.post()).status_code for _ in range(2)]
-        assert sorted(statuses) == [200, 400]
-        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
-        assert [(await other.turn()).json.get("max_tokens") for _ in range(2)].count(1) == 1
-        await pair.at.idle()
-
-
-async def test_blocks_that_the_other_decode_does_not_take_either_are_counted():
-    async with nixl(on_decode=fail) as pair, engine(fail) as other:
-        await pair.at.admit("decode", other, protocol="vllm-nixl")
-        assert (await pair.at.post()).status_code == 503
-        await until(lambda: pair.at.metrics.kv_releases["failed"], "the end of the release")
-        assert pair.at.metrics.kv_releases["done"] == 0
-        await pair.at.idle()
-
-
-@pytest.mark.parametrize("params", [b"null", PARAMS])
-async def test_nothing_is_released_that_nobody_holds_or_of_what_has_been_taken(params: bytes):
-    async def break_off(turn: Turn) -> None:
-        if params == b"null":
-            await fail(turn)
-        await send_events(turn, token_event("P"), end=False)
-        turn.drop()
-
-    async def holding(turn: Turn) -> None:
-        await prefilled(turn, params)
-
-    async with nixl(holding, break_off) as pair, engine() as other:
-        await pair.at.admit("decode", other, protocol="vllm-nixl")
-        for _ in range(2):
-            await (await ask(pair.at)).rest()
-        await pair.at.idle()
-        assert not pair.at.metrics.kv_releases
-        assert all(turn.json["stream"] for turn in other.turns._queue)  # type: ignore[attr-defined]
-
-
-async def test_a_client_that_left_leaves_no_blocks_if_the_decode_is_gone_too(monkeypatch: pytest.MonkeyPatch):
-    """It was told to take them, being the one that was being connected."""
-    async with nixl(on_prefill=hold) as pair, engine() as other:
-        await pair.at.admit("decode", other, protocol="vllm-nixl", is_paused=True)
-        client = await ask(pair.at, STREAM | {"n": 1})
-        turn = await pair.prefill.turn()
-        body = b'{"kv_transfer_params": %b}' % PARAMS
-        await turn.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        [exchange] = pair.at.router.in_flight.values()
-        attempt = exchange.attempt
-        assert attempt is not None
-        await until(lambda: any(leg.head for leg in attempt.waits_for()), "the head of the prefill's answer")
-        client.leave()
-        await until(lambda: gone(pair.at), "the client's end to be noticed")
-        await pair.decode.stop()
-        await pair.at.admit("decode", other, protocol="vllm-nixl")
-        await turn.send(body)
-        assert params_of(await other.turn()) == PARAMS
-        await until(lambda: pair.at.metrics.kv_releases["done"] == 1, "the end of the release")
         await pair.at.idle()
 
 

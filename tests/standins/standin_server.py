@@ -34,6 +34,7 @@ class Engine(ABC):
     """How one engine serves a role."""
 
     early_head = False  # a stream's status is sent before there is a token
+    python_errors = False  # an error in a stream is quoted as Python does, and is the last that is sent
 
     @abstractmethod
     def identity(self, body: dict[str, Any]) -> str:
@@ -58,8 +59,9 @@ class Engine(ABC):
 class Reply:
     """What a client gets: an object, or events."""
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, *, python_errors: bool) -> None:
         self._request = request
+        self._python_errors = python_errors
         self._stream: web.StreamResponse | None = None
 
     async def begin(self) -> web.StreamResponse:
@@ -95,8 +97,13 @@ class Reply:
         """An error; an event of a stream if that has begun, or is to carry it."""
         if self._stream is None and not stream:
             return web.json_response(error(status, message), status=status)
-        await self.event(error(status, message))
-        return await self.end()
+        if not self._python_errors:
+            await self.event(error(status, message))
+            return await self.end()
+        stream = await self.begin()
+        await stream.write(f"data: {error(status, message)}\n\n".encode())
+        await stream.write_eof()
+        return stream
 
 
 class Server:
@@ -140,7 +147,7 @@ class Server:
         return found
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        reply = Reply(request)
+        reply = Reply(request, python_errors=self.engine.python_errors)
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return await reply.fail(401, "Unauthorized")
         if not self.healthy:

@@ -143,6 +143,14 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(pair: Pair):
     await pair.decode.idle()
 
 
+async def test_a_stream_whose_kv_does_not_come_is_an_error_with_a_status():
+    async with engines(SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT="0.3") as impatient, routed(impatient) as router:
+        response = await ask(router, {"stream": True, "standin": {"fail": "hang", "role": "prefill"}})
+        assert (response.status_code, response.json()["error"]["code"]) == (502, "decode_failed")
+        assert "KVTransferError" in response.text
+        await impatient.prefill.idle()
+
+
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_a_client_that_leaves_ends_both_legs(pair: Pair, role: str):
     body = ASKED | {"standin": {"fail": "hang", "role": role, "when": "met"}}

@@ -97,7 +97,8 @@ async def test_a_leg_waits_for_the_other_one_and_then_gives_up(alone: Pair, role
 async def test_a_stream_without_kv_is_an_error_event_with_status_200(alone: Pair):
     response = await alone.decode.post(alone.body(bootstrap_room=22, stream=True))
     assert response.status_code == 200
-    assert "KVTransferError" in response.text
+    assert response.text.startswith("data: {'error': {'message': 'KVTransferError(bootstrap_room=22)")
+    assert response.text.count("data: ") == 1, "no [DONE]"
 
 
 async def test_a_bootstrap_server_that_is_not_there(alone: Pair):
@@ -213,7 +214,7 @@ async def test_what_keeps_it_from_starting(alone: Pair):
 
 
 async def test_data_parallel_attention_binds_a_row_of_ports():
-    """By itself 233 after its API's, which for the next engine is not far enough away; a place of its own for each is."""
+    """By itself 233 after its API's, which is in the way of the next engine's; it can be told a place of its own."""
     flags = (*MODEL, "--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
     gpus = {"CUDA_VISIBLE_DEVICES": "0,1"}
     first = free_row(500)

@@ -80,6 +80,32 @@ def test_the_routers_flags():
     assert (router.workers, router.pd_min_tokens, router.drain_secs, router.args) == (2, 64, 30, {"queue-size": 5})
 
 
+def test_restart():
+    topology = load(
+        "router: {restart: always}\nprefill: {restart: {backoff_s: 2, max_restarts: 0}}\ndecode: {restart: never}\n"
+    )
+    prefill = topology.prefill[0].restart
+    assert (prefill.policy, prefill.backoff_s, prefill.max_restarts) == ("on-failure", 2, 0)
+    assert (topology.router.restart.policy, topology.decode[0].restart.policy) == ("always", "never")
+    assert load("router: {kind: vllm-router, restart: never}\nengine: vllm\n" + ROLES).router.restart.policy == "never"
+    assert load(ROLES).prefill[0].restart.policy == "on-failure"
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("no", "decode.restart: expected on-failure, always, never or a mapping with policy, got false"),
+        ("sometimes", "decode.restart: expected on-failure, always, never or a mapping with policy, got text"),
+        ("{backoff: 1}", "decode.restart.backoff: unknown key, did you mean 'backoff_s'?"),
+        ("{max_restarts: true}", "decode.restart.max_restarts: expected a whole number, got true"),
+        ("{probe_failures: 0}", "decode.restart.probe_failures"),
+        ("{backoff_s: 60}", "decode.restart: max_backoff_s 30 is less than backoff_s 60"),
+    ],
+)
+def test_what_restart_cannot_be(written: str, why: str):
+    assert str(refusal(f"prefill: 1\ndecode:\n  restart: {written}\n")).startswith(f"t.yaml:3: {why}")
+
+
 @pytest.mark.parametrize(
     ("flag", "why"),
     [
@@ -185,7 +211,10 @@ def test_unknown_keys(text: str, line: str):
             "t.yaml:1: prefill: expected a number of replicas, a mapping or a list of mappings, got text 'two'",
         ),
         ("prefill: [2]\ndecode: 1\n", "t.yaml:1: prefill[0]: expected a mapping, got the number 2"),
-        ("prefill: {gpus: 0}\ndecode: 1\n", "t.yaml:1: prefill.gpus: expected auto or a list of numbers, got the number 0"),
+        (
+            "prefill: {gpus: 0}\ndecode: 1\n",
+            "t.yaml:1: prefill.gpus: expected auto or a list of numbers, got the number 0",
+        ),
         (
             "prefill: {args: {a: {b: 1}}}\ndecode: 1\n",
             "t.yaml:1: prefill.args.a: expected text, a number, true, false or a list of these, got a mapping",

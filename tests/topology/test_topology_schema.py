@@ -6,7 +6,7 @@ import pytest
 
 from pdctl.topology.models import json_schema
 
-SECTIONS = ("Topology", "Router", "Host", "EngineGroup")
+SECTIONS = ("Topology", "Router", "Host", "EngineGroup", "Restart")
 
 
 def properties(section: str) -> dict[str, Any]:

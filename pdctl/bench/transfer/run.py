@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import msgspec
 
@@ -13,7 +14,8 @@ from pdctl.bench.transfer.messages import Cell, Event, Listening, SourceOrders, 
 from pdctl.bench.transfer.sweep import Sweep, show_size
 from pdctl.errors import PdctlError, ProcessDiedError, StepTimeoutError
 
-MEASURE = (sys.executable, "-P", "-m", "engine.transfer.measure")  # -P: a folder of that name here is not the engine
+MODULE = ("-P", "-m", "engine.transfer.measure")  # -P: a folder of that name here is not the engine
+MEASURE = (sys.executable, *MODULE)
 LOOPBACK = "127.0.0.1"
 START_S = 180.0  # it imports torch, from a slow disk perhaps
 STEP_S = 120.0  # beyond the seconds of a cell: large pools take their time, and a stalled transport has its own limits
@@ -22,34 +24,56 @@ END_S = 15.0
 _events: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
 
 
-async def run_sweep(sweep: Sweep, environment: Mapping[str, str], on_event: Callable[[Event], None]) -> None:
-    """Measure between two processes of this machine, which get `environment` beside this one's.
+class Side(NamedTuple):
+    """Where one of the two processes runs."""
+
+    address: str = LOOPBACK  # at which the other reaches it
+    # A command line of this machine that runs its part; None: it is a process of this machine.
+    command: Callable[[str], list[str]] | None = None
+
+    def argv(self, part: str) -> list[str]:
+        """The command line of the process that has this part."""
+        return [*MEASURE, part] if self.command is None else self.command(part)
+
+
+HERE = Side()
+
+
+async def run_sweep(
+    sweep: Sweep,
+    environment: Mapping[str, str],
+    on_event: Callable[[Event], None],
+    *,
+    target: Side = HERE,
+    source: Side = HERE,
+) -> None:
+    """Measure between two processes; those of this machine get `environment` beside its own.
 
     Raises ProcessDiedError, StepTimeoutError.
     """
     variables = {**os.environ, **environment}
     async with (
-        running("target", [*MEASURE, "target"], variables) as target,
-        running("source", [*MEASURE, "source"], variables) as source,
+        running("target", target.argv("target"), variables) as there,
+        running("source", source.argv("source"), variables) as here,
     ):
         try:
-            await _introduce(sweep, target, source)
-            await _follow(sweep, source, on_event)
-            await _both_end(target, source)
+            await _introduce(sweep, there, here, target.address)
+            await _follow(sweep, here, on_event)
+            await _both_end(there, here)
         except PdctlError as error:
-            error.detail = "\n".join(f"{child.name}: {line}" for child in (target, source) for line in child.log)
+            error.detail = "\n".join(f"{child.name}: {line}" for child in (there, here) for line in child.log)
             raise
 
 
-async def _introduce(sweep: Sweep, target: Child, source: Child) -> None:
-    target.tell(TargetOrders(LOOPBACK))
+async def _introduce(sweep: Sweep, target: Child, source: Child, address: str) -> None:
+    target.tell(TargetOrders(address))
     line = await _line(target, START_S, "the target to listen")
     if not line:
         raise _death(target, await target.ends(END_S))
     listening = msgspec.json.decode(line, type=Listening)
     source.tell(
         SourceOrders(
-            LOOPBACK,
+            address,
             listening.port,
             listening.key,
             list(sweep.transports),

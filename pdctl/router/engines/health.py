@@ -10,13 +10,17 @@ from pdctl.router.settings import Limits
 from pdctl.router.upstream.fetch import FetchError, fetch
 
 
-async def probe(instance: Instance) -> None:
-    """Ask an engine whether it is healthy, and what its protocol needs to know. FetchError says what is wrong."""
+async def probe(instance: Instance, ask_model: bool) -> ServedModel | None:
+    """Ask an engine whether it is healthy, for what its protocol needs to know, and perhaps for its model.
+
+    FetchError says what is wrong.
+    """
     timeout = instance.pool.limits.probe_timeout
     answer = await fetch(instance.pool, b"GET", b"/health", timeout=timeout)
     if answer.status != 200:
         raise FetchError(f"/health answers {answer.status}")
     await instance.protocol.learn(instance)
+    return await ask_served_model(instance) if ask_model else None
 
 
 class HealthChecks:
@@ -64,9 +68,7 @@ class HealthChecks:
         engine_id = instance.engine_id
         problem = served = None
         try:
-            await probe(instance)
-            if instance.is_asked and not instance.live:
-                served = await ask_served_model(instance)
+            served = await probe(instance, instance.is_asked and not instance.live)
         except FetchError as error:
             problem = error
         if self._registry.instances.get(instance.key) is not instance:

@@ -10,14 +10,13 @@ from pdctl.router.engines.breaker import State
 from pdctl.router.engines.groups import Group
 from pdctl.router.engines.instance import Instance, Registration, ServedModel
 from pdctl.router.engines.load import Load
-from pdctl.router.engines.served_model import ask_served_model
 from pdctl.router.settings import Role, Settings
 from pdctl.router.upstream.fetch import FetchError
 from pdctl.router.upstream.pool import address
 
 log = logging.getLogger(__name__)
 
-Probe = Callable[[Instance], Awaitable[None]]  # GET /health; FetchError says what is wrong
+Probe = Callable[[Instance, bool], Awaitable[ServedModel | None]]  # see health.py: FetchError says what is wrong
 LoadOf = Callable[[str], Load]  # the load of the instance with this key
 
 
@@ -253,9 +252,7 @@ class Registry:
 
     async def _check_healthy(self, instance: Instance, registration: Registration) -> None:
         try:
-            await self._probe(instance)
-            if not registration.model:
-                instance.served = await ask_served_model(instance) or instance.served
+            instance.served = await self._probe(instance, not registration.model) or instance.served
         except FetchError as error:
             instance.reason = str(error)
             raise RegistrationError(f"{instance.url} is not healthy: {error}") from None

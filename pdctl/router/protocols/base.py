@@ -31,6 +31,7 @@ class PdProtocol:
     name = ""
     resumable = False  # a broken stream can go on at another pair
     takes_aborts = False  # its engines have POST /v1/abort_requests
+    stream_error = b""  # how a stream begins whose status was sent before the engine knew that it fails
     splits_choices = True  # several choices, or several prompts, can be asked for with a pair
     splits_prompt_output = True  # logprobs of the prompt can be asked for with a pair
 

@@ -23,6 +23,7 @@ class Sglang(PdProtocol):
     """A decode in SGLang's decode mode cannot prefill. Every attempt has a room of its own."""
 
     name = "sglang"
+    stream_error = b"data: {'error'"  # Python's quoting, not JSON's
 
     def describe(self, prefill: "Instance", decode: "Instance") -> bytes:
         """Where the room is, for requests of one sequence."""

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pdctl.router.figures.prometheus import Histograms
-from pdctl.router.messages import REQUEST_ID, Failure, Head
+from pdctl.router.messages import JSON, REQUEST_ID, Failure, Head
+from pdctl.router.openai_errors import error_body
 from pdctl.router.protocols import Bodies
 from pdctl.router.requests.legs import DecodeLeg, Leg, PrefillLeg
 from pdctl.router.requests.selection import Choice
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pdctl.router.requests.exchange import Exchange
 
 log = logging.getLogger(__name__)
+
+_BEGINNING = 64  # bytes of an answer, with the size of its first chunk, in which an error event begins
+_MAX_SAID = 500  # bytes of an error event that are told
+_FAILED = Head(502, b"content-type: %b\r\n" % JSON, None, event_stream=False, chunked=False, keep_alive=False)
 
 
 class Attempt:
@@ -136,6 +141,9 @@ class Attempt:
 
     def decode_received(self, leg: Leg, head: Head | None, body: bytes, end: bool) -> None:
         """A piece of the decode's answer."""
+        if head is not None and (error := self.pair.protocol.stream_error) and error in body[:_BEGINNING]:
+            self._stream_failed(leg, body[body.index(error) :])
+            return
         self.begun = True
         exchange = self._exchange
         router = exchange.router
@@ -170,6 +178,15 @@ class Attempt:
         if self._prefill is not None:
             self._drop(self._prefill)
         self._exchange.failed(leg, failure)
+
+    def _stream_failed(self, leg: Leg, event: bytes) -> None:
+        """The decode's stream is an error, of which nothing has been sent on: as good as a status that says so."""
+        leg.drop()
+        said = event.partition(b"\n")[0][:_MAX_SAID].decode(errors="replace")
+        message = f"{leg.instance.name} answered with an error event: {said}"
+        body = error_body(_FAILED.status, message, "decode_failed")
+        leg.keep(_FAILED, body, len(body))
+        self.decode_refused(leg, _FAILED)
 
     def _begin_trial(self, leg: Leg) -> None:
         if leg.on_trial:

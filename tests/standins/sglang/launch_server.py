@@ -22,6 +22,8 @@ _DP_ATTENTION_PORTS = (1, 2, 3, 4, 5, 6, 13)
 class Mixed(Engine):
     """Serves alone."""
 
+    python_errors = True
+
     def identity(self, body: dict[str, Any]) -> str:
         """The request's own name for itself, if any."""
         return str(body.get("rid") or "")

@@ -38,6 +38,8 @@ class Bootstrap:
 class Decode(Engine):
     """Cannot prefill. Its first token comes with the KV."""
 
+    python_errors = True
+
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
         self._bootstraps: dict[tuple[str, int], Bootstrap] = {}

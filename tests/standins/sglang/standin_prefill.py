@@ -28,6 +28,8 @@ class Decode:
 class Prefill(Engine):
     """Answers with one token, when its decode has come into the room and has got it."""
 
+    python_errors = True
+
     def __init__(self, arguments: Arguments) -> None:
         self.arguments = arguments
         self.heartbeats = 0
