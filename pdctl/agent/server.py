@@ -18,6 +18,7 @@ from pdctl.agent.logs import collect_logs
 from pdctl.agent.paths import AgentError, read_secret, socket_path, write_json, write_secret
 from pdctl.agent.port_book import PortBook
 from pdctl.agent.protocol import VERSION
+from pdctl.agent.supervision import Look
 from pdctl.agent.supervisor import Supervisor
 
 LOOK_S = 1.0  # how often the socket is looked for
@@ -130,9 +131,10 @@ class AgentServer:
         env: Optional[Dict[str, str]] = None,
         probe_url: Optional[str] = None,
         ready_s: Optional[float] = None,
+        serves: bool = True,
     ) -> Dict[str, Any]:
-        wanted = Restart(**restart)
-        return self._supervisor.supervise(name, wanted, argv=argv, env=env, probe_url=probe_url, ready_s=ready_s)
+        look = Look(probe_url, ready_s, serves)
+        return self._supervisor.supervise(name, Restart(**restart), look, argv=argv, env=env)
 
     async def _list(self) -> List[Dict[str, Any]]:
         return self._supervisor.snapshots()

@@ -30,16 +30,22 @@ class Hands(NamedTuple):
     changed: Callable[[Child], None]
 
 
-class Supervision:
-    """Looks after one process over its lives. ``ready_s``: how long one that is started again may take."""
+class Look(NamedTuple):
+    """How a process's readiness and silence are seen."""
 
-    def __init__(
-        self, child: Child, restart: Restart, probe: Optional[HealthProbe], ready_s: Optional[float], hands: Hands
-    ) -> None:
+    probe_url: Optional[str] = None  # see HealthProbe; None: it cannot be asked, and is ready when it has started
+    ready_s: Optional[float] = None  # how long it may take to become ready
+    serves: bool = True  # it was seen to serve when its supervision began
+
+
+class Supervision:
+    """Looks after one process over its lives."""
+
+    def __init__(self, child: Child, restart: Restart, look: Look, hands: Hands) -> None:
         self._child = child
         self._restart = restart
-        self._probe = probe
-        self._ready_s = ready_s
+        self._probe = HealthProbe(look.probe_url, restart.probe_timeout_s) if look.probe_url else None
+        self._ready_s = look.ready_s
         self._hands = hands
         self._backoff = Backoff(restart)
         self._fault: Optional[str] = None  # for which it was killed

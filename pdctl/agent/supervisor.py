@@ -13,14 +13,13 @@ from typing import Any, Dict, List, Optional, Set
 
 from pdctl.agent.backoff import Restart
 from pdctl.agent.child import Child, Command
-from pdctl.agent.health_probe import HealthProbe
 from pdctl.agent.kill import kill_until_gone, own_descendants, process_tree
 from pdctl.agent.logs import Line
 from pdctl.agent.paths import AgentError, write_json
 from pdctl.agent.procfs import Identity, Stat, boot_id, command_line
 from pdctl.agent.sampler import TreeSampler
 from pdctl.agent.subscriber import Subscriber
-from pdctl.agent.supervision import KILL_S, Hands, Supervision
+from pdctl.agent.supervision import KILL_S, Hands, Look, Supervision
 
 AGENT = "agent"  # the name in guardian's and agent's own tag
 SAMPLE_S = 1.0
@@ -61,31 +60,22 @@ class Supervisor:
         return child.snapshot()
 
     def supervise(
-        self,
-        name: str,
-        restart: Restart,
-        *,
-        argv: Optional[List[str]],
-        env: Optional[Dict[str, str]],
-        probe_url: Optional[str],
-        ready_s: Optional[float],
+        self, name: str, restart: Restart, look: Look, *, argv: Optional[List[str]], env: Optional[Dict[str, str]]
     ) -> Dict[str, Any]:
-        """Restart a process from now on, until it is stopped; the caller has seen that it serves.
+        """Restart a process from now on, until it is stopped. May be called again, with other settings.
 
-        ``argv``, ``env``: other ones for its next lives. ``probe_url``: see HealthProbe. ``ready_s``: see Supervision.
-        May be called again, with other settings.
+        ``argv``, ``env``: other ones for its next lives.
         """
         child = self._child(name)
         if child.state not in ("starting", "ready", "restarting") or self._closing:
             raise AgentError(f"{name} cannot be supervised: it is {child.state}")
-        if name not in self._supervisions:
+        if name not in self._supervisions and (look.serves or look.probe_url is None):
             child.serves()
         command = child.command
         child.command = command._replace(argv=argv or command.argv, env=command.env if env is None else env)
         self._leave_alone(name)
-        probe = HealthProbe(probe_url, restart.probe_timeout_s) if probe_url else None
         hands = Hands(self._next_life, self._note_tree, self._until_gone, self._pass_change)
-        self._supervisions[name] = supervision = Supervision(child, restart, probe, ready_s, hands)
+        self._supervisions[name] = supervision = Supervision(child, restart, look, hands)
         self._looking_after[name] = task = asyncio.get_running_loop().create_task(supervision.run())
         task.add_done_callback(partial(_log_failure, name))
         self._pass_change(child)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from time import monotonic, time
 
+from pdctl.deployment.adoption import publish
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.port_reservation import reserve_ports
 from pdctl.deployment.process_start import ProcessStarter, at_port
@@ -95,7 +96,7 @@ class Start:
             for process in map(self._where_it_was, self._again):
                 with suppress(AgentCallError):  # it lives
                     await self._starter.start(process, self._router_address())
-                    await self._starter.supervise(process)
+                    await self._starter.supervise(process, serves=False)
 
     async def _within(self, steps: Coroutine[object, object, None], timeout_s: float | None) -> None:
         try:
@@ -119,6 +120,7 @@ class Start:
         await self._verify(list(pairs(known)), endpoint)
         await self._supervise(self._plan.processes)
         self._write_state(phase="verified")
+        await publish(self._deployment)
 
     async def _steps_again(self) -> None:
         for process in self._again:
@@ -135,6 +137,7 @@ class Start:
         for process in self._again:
             await self._starter.start(process, self._router_address())
         await self._starter.wait_all(self._again, self._report)
+        await self._supervise(self._again)
 
     async def _start_router(self) -> None:
         router = self._plan.router
@@ -156,8 +159,9 @@ class Start:
 
     def _without_absent(self) -> Plan:
         """The plan without the engines that do not serve now: no request can go through them."""
-        again, snapshots = {process.name for process in self._again}, self._watch.snapshots
-        engines = [one for one in self._plan.engines if one.name in again or snapshots[one.name].state == "ready"]
+        serving = {name for name, snapshot in self._watch.snapshots.items() if snapshot.state == "ready"}
+        serving |= {process.name for process in self._again}
+        engines = [engine for engine in self._plan.engines if engine.name in serving]
         return self._plan.model_copy(update={"engines": tuple(engines)})
 
     def _router_address(self) -> str:

@@ -44,8 +44,11 @@ class ProcessStarter:
         )
         self._watch.started(Snapshot.model_validate(answer))
 
-    async def supervise(self, process: ProcessPlan) -> None:
-        """Have the agent restart a process that serves, from now on: the router at the port that it has."""
+    async def supervise(self, process: ProcessPlan, *, serves: bool = True) -> None:
+        """Have the agent restart a process from now on: the router at the port that it has.
+
+        ``serves``: it was seen to do so; else the agent finds out.
+        """
         client = await self._deployment.client(process.host)
         argv = None
         if process.role == "router":
@@ -58,6 +61,7 @@ class ProcessStarter:
             argv=argv,
             probe_url=_probe_url(process),
             ready_s=process.readiness.timeout_s,
+            serves=serves,
         )
 
     async def wait_ready(self, process: ProcessPlan, deadline: float) -> None:
@@ -121,9 +125,10 @@ class ProcessStarter:
 def at_port(router: ProcessPlan, port: int) -> ProcessPlan:
     """The router as it is started again: engines and clients know the port that it was given."""
     argv = list(router.argv)
-    if not router.ports["api"] and "--port" in argv:
-        argv[argv.index("--port") + 1] = str(port)
-    return router.model_copy(update={"argv": tuple(argv)})
+    if router.ports["api"] or not port or "--port" not in argv:
+        return router
+    argv[argv.index("--port") + 1] = str(port)
+    return router.model_copy(update={"argv": tuple(argv), "ports": {**router.ports, "api": port}})
 
 
 def _command(process: ProcessPlan, router: str, folder: str) -> list[str]:

@@ -6,7 +6,7 @@ from time import monotonic
 
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.together import together
-from pdctl.errors import StepTimeoutError
+from pdctl.errors import PlanError, StepTimeoutError
 from pdctl.planning.inventory import Gpu, Inventory
 from pdctl.planning.plan import ProcessPlan
 
@@ -30,12 +30,14 @@ async def stop_processes(deployment: Deployment, processes: Sequence[ProcessPlan
 async def wait_for_memory(deployment: Deployment, process: ProcessPlan) -> None:
     """Wait until a process's GPUs are free: one that starts on a GPU that is still full fails, or takes what is left.
 
-    Raises StepTimeoutError.
+    Raises StepTimeoutError, and PlanError where nobody says what is in use.
     """
     host, folder = deployment.hosts[process.host], deployment.agent_folder(process.host)
     deadline = monotonic() + GPU_MEMORY_S
     while process.gpus:
         inventory = Inventory.model_validate(await host.probe(folder, []))
+        if inventory.gpu_problem:
+            raise PlanError(f"{process.name} was not started: host {host.name}: {inventory.gpu_problem}")
         full = [gpu for gpu in inventory.gpus if gpu.index in process.gpus and not gpu.is_free]
         if not full:
             return

@@ -7,8 +7,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-# Unpacked once beside itself: Python keeps what it has compiled only of files in folders. That is done here once for all:
-# on a disk that has become full Python would keep a part, and never import that module again.
+# Unpacked once beside itself: Python keeps what it has compiled only of files in folders. That is done here, once for
+# all: when the disk has become full Python would keep a part of it, and never import that module again.
 _MAIN = """\
 import os, shutil, sys, zipfile
 sys.dont_write_bytecode = True
@@ -17,17 +17,19 @@ folder = archive.rpartition(".")[0]
 if not os.path.isdir(folder):
     import compileall, marshal, pathlib
     temporary = f"{folder}.{os.getpid()}"
-    zipfile.ZipFile(archive).extractall(temporary)
-    compileall.compile_dir(temporary, quiet=2)
-    for compiled in pathlib.Path(temporary).rglob("*.pyc"):
-        try:
-            marshal.loads(compiled.read_bytes()[16:])
-        except (EOFError, ValueError, TypeError):
-            compiled.unlink()
     try:
+        zipfile.ZipFile(archive).extractall(temporary)
+        compileall.compile_dir(temporary, quiet=2, stripdir=temporary, prependdir=folder)
+        for compiled in pathlib.Path(temporary).rglob("*.pyc"):
+            try:
+                marshal.loads(compiled.read_bytes()[16:])
+            except (EOFError, ValueError, TypeError):
+                compiled.unlink()
         os.rename(temporary, folder)
-    except OSError:  # another was faster
-        shutil.rmtree(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not os.path.isdir(folder):  # else another was faster
+            sys.exit(f"{folder} cannot be made: {error.strerror}")
 sys.path.insert(0, folder)
 from pdctl.agent.__main__ import main
 sys.exit(main())

@@ -16,6 +16,7 @@ from pdctl.agent import supervision as supervision_module
 from pdctl.agent import supervisor as supervisor_module
 from pdctl.agent.backoff import Restart
 from pdctl.agent.procfs import Stat
+from pdctl.agent.supervision import Look
 from pdctl.agent.supervisor import Supervisor
 from pdctl.hosts.client import AgentCallError
 from tests.agent.agent_harness import ESCAPING, Agent, Events, all_escaped, eventually_async, is_alive, python
@@ -183,6 +184,23 @@ async def test_a_process_that_tells_nothing_is_ready_when_it_answers(agent: Agen
     assert ("p", "asked") in process.events.lines
 
 
+async def test_one_that_was_not_seen_to_serve_is_given_its_time(agent: Agent) -> None:
+    """It is not silent: it has not begun to answer."""
+    go = agent.folder / "go"
+    os.mkfifo(go)
+    process = Supervised(agent, await agent.events())
+    code = "import sys\nprint('up', flush=True)\nopen(sys.argv[1]).read()\n" + SERVE + "server.serve_forever()"
+    await process.call("start", argv=[*python(code), str(go)], env={"STATUS": "200"})
+    await process.events.until_line("up")
+    told = await process.call("supervise", restart=HASTY, probe_url=HEALTH, ready_s=60, serves=False)
+    assert told["state"] == "starting"
+    asked = HASTY["probe_interval_s"] * (HASTY["probe_failures"] + 2)
+    with pytest.raises(TimeoutError):  # all that time it is asked in vain, and nothing is told of it
+        await asyncio.wait_for(process.until(lambda process: process["state"] != "starting"), asked)
+    go.write_text("")
+    assert (await process.until_state("ready"))["restarts"] == 0
+
+
 async def test_a_process_that_is_not_ready_in_time_is_killed(agent: Agent) -> None:
     """It never comes to listen: nothing could be asked."""
     mark = agent.folder / "hangs"
@@ -314,7 +332,7 @@ async def own_supervisor(folder: Path) -> AsyncIterator[Supervisor]:
 
 def supervise(supervisor: Supervisor) -> int:
     pid = supervisor.start("p", [sys.executable, "-S", "-c", WAIT], {}, None, 0)["pid"]
-    supervisor.supervise("p", Restart(**SOON), argv=None, env=None, probe_url=None, ready_s=None)
+    supervisor.supervise("p", Restart(**SOON), Look(), argv=None, env=None)
     return pid
 
 

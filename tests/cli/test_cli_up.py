@@ -25,7 +25,7 @@ class Foreground:
         monkeypatch.setattr(up, "show_deployment", self._view)
         monkeypatch.setattr(up, "launch", self._launch)
         monkeypatch.setattr(up, "hold", self._hold)
-        launcher = up._Launcher(load_topology(None), None, Terminal())
+        launcher = up._Launcher(load_topology(None), up.Limits(), Terminal())
         self.serving = asyncio.create_task(launcher._serve_in_view(SimpleNamespace(state=self.state), AsyncExitStack()))
 
     async def _view(self, *_: object, quit_label: str) -> None:

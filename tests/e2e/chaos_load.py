@@ -98,10 +98,10 @@ def learn(url: str, requests: list[Request]) -> list[Known]:
 
 
 @contextmanager
-def steady_load(url: str, known: list[Known], clients: int) -> Iterator[Load]:
+def steady_load(url: str, known: list[Known], clients: int, pause_s: float = 0.0) -> Iterator[Load]:
     """Have so many clients ask one thing after the other inside the block; in the end none may have failed."""
     load, turns = Load(url, dict.fromkeys(range(clients), 0)), itertools.cycle(known)
-    threads = [threading.Thread(target=_client, args=(load, number, turns), daemon=True) for number in range(clients)]
+    threads = [threading.Thread(target=_client, args=(load, number, turns, pause_s), daemon=True) for number in range(clients)]
     for thread in threads:
         thread.start()
     try:
@@ -114,9 +114,9 @@ def steady_load(url: str, known: list[Known], clients: int) -> Iterator[Load]:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def _client(load: Load, number: int, turns: Iterator[Known]) -> None:
+def _client(load: Load, number: int, turns: Iterator[Known], pause_s: float) -> None:
     with httpx.Client(base_url=load.url, timeout=LIMIT_S, verify=False) as http:
-        while not load.ending.is_set():
+        while not load.ending.wait(pause_s):
             request, known = next(turns)
             try:
                 answer = ask(http, request, load, number)

@@ -28,6 +28,18 @@ def test_the_agent_runs_from_its_archive_alone(archive: Path, tmp_path: Path) ->
     assert found["python"] == sys.executable
 
 
+def test_what_python_keeps_of_it_is_written_at_its_first_start_only(archive: Path, tmp_path: Path) -> None:
+    """A disk that becomes full later must not leave a part of a module."""
+    command = [sys.executable, "-I", "-S", str(archive), "logs", "--dir", str(tmp_path)]
+    subprocess.run(command, check=True, cwd="/", timeout=60)
+    folder = archive.with_suffix("") / "pdctl" / "agent"
+    kept = {path.name.partition(".")[0]: path for path in (folder / "__pycache__").iterdir()}
+    assert set(kept) == {path.stem for path in folder.glob("*.py")}
+    kept["logs"].unlink()
+    subprocess.run(command, check=True, cwd="/", timeout=60)
+    assert not kept["logs"].exists()
+
+
 def test_an_agent_from_the_archive_starts_processes(archive: Path, tmp_path: Path) -> None:
     """The shim, which is no file there, is run all the same."""
     script = (
