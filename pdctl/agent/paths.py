@@ -8,6 +8,7 @@ user's runtime folder instead, because a Unix socket's path has at most 107 byte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,12 +32,11 @@ def prepare_folder(folder: Path) -> None:
 
 def socket_path(run_id: str) -> Path:
     """Where the run's agent listens; the folder is created, and refused unless it is this user's alone."""
-    name = f"{run_id}.sock"
-    for folder in _runtime_folders():
-        if len(os.fsencode(folder / name)) <= SOCKET_PATH_LIMIT:
-            _own_folder(folder)
-            return folder / name
-    raise AgentError(f"run id {run_id!r} is too long for a socket's path")
+    name = f"{hashlib.sha256(run_id.encode()).hexdigest()[:16]}.sock"  # as short for every run
+    fits = (folder for folder in _runtime_folders() if len(os.fsencode(folder / name)) <= SOCKET_PATH_LIMIT)
+    folder = next(fits)  # the last of them is short
+    _own_folder(folder)
+    return folder / name
 
 
 def host_folder() -> Path:

@@ -10,7 +10,7 @@ import asyncio
 import json
 from typing import Any, Dict, Optional
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 _LENGTH_BYTES = 4
 

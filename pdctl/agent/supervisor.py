@@ -180,6 +180,7 @@ class Supervisor:
 
     async def _end_rest(self, child: Child) -> None:
         """Nothing may outlive the process it belongs to: it would hold memory and ports."""
+        await self._note_tree(child)
         left = await self._kill_tree(child)
         while left and child.state == "restarting":
             child.note = f"it is not started again while something of it lives that cannot be ended: {describe(left)}"
@@ -194,9 +195,12 @@ class Supervisor:
         await asyncio.shield(self._endings[child.name])
 
     async def _note_tree(self, child: Child) -> None:
-        """While its parent lives, a process is found that gives no other sign of whose it is."""
+        """While its parent lives, a process is found that gives no other sign of whose it is.
+
+        Whose GPU memory is to be waited for is told by it too.
+        """
         stats = await asyncio.to_thread(process_tree, self._run_id, child.name, frozenset(child.tree))
-        child.tree.update(stat.identity for stat in stats)
+        child.saw(child.tree | {stat.identity for stat in stats})
 
     async def _kill_tree(self, child: Child) -> List[Stat]:
         find = partial(process_tree, self._run_id, child.name, frozenset(child.tree))

@@ -46,7 +46,7 @@ def change_running(
 
 def interrupted(name: str, terminal: Terminal) -> typer.Exit:
     """Say what an interrupted change has left."""
-    terminal.error(f"interrupted: what ran before was started again: see `pdctl status --name {name}`")
+    terminal.error(f"interrupted: {name} is as it was before: see `pdctl status --name {name}`")
     return typer.Exit(ExitCode.INTERRUPTED)
 
 

@@ -32,8 +32,7 @@ async def _starter(path: Path) -> str:
     from pdctl.planning.inventory import Inventory
     from pdctl.planning.starter import PORTS, write_starter
     from pdctl.profiles import load_profile
-    from pdctl.topology.fields import is_safe_name
-    from pdctl.topology.models import HERE
+    from pdctl.topology.fields import HERE, is_safe_name
 
     answer = await open_host(HERE).probe(state_root(), PORTS)
     name = path.stem if is_safe_name(path.stem) and path.stem != "topology" else "default"

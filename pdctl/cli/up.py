@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from pdctl.cli.changing import DrainOption, Wanted, change_to, show_difference
+from pdctl.cli.changing import DrainOption, Wanted, change_to, interrupted, show_difference
 from pdctl.cli.running import run_until_interrupted
 from pdctl.cli.terminal import Terminal
 from pdctl.dashboard.live import show_deployment
@@ -56,6 +56,7 @@ class _Launcher:
         self.name = topology.name
         self.topology = topology
         self._was_ready = False
+        self._is_change = False
         self._store = Store()
         self._folder = self._store.folder(self.name)
         self._limits = limits
@@ -79,6 +80,8 @@ class _Launcher:
     def say_interrupted(self) -> None:
         """Say what is left after an interruption, as it is recorded: it may have come at any moment."""
         state = self._folder.read_state()
+        if self._is_change:
+            raise interrupted(self.name, self._terminal)
         if state is not None and state.phase != "down":
             self._terminal.error(
                 f"interrupted: {self.name} may still run: see `pdctl status --name {self.name}`, end it with"
@@ -91,7 +94,7 @@ class _Launcher:
         self._terminal.success(f"{self.name} is down: nothing of it runs")
 
     async def _change(self, deployment: Deployment, *, asks: bool) -> None:
-        self._was_ready = True
+        self._is_change = True
         try:
             wanted = Wanted(self.topology)
             await change_to(deployment, wanted, self._limits, self._terminal, dry_run=False, asks=asks)

@@ -9,14 +9,11 @@ from pdctl.deployment.adoption import publish
 from pdctl.deployment.apply import Report
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.port_reservation import reserve_ports
-from pdctl.deployment.process_start import ProcessStarter
-from pdctl.deployment.rolling import Rolling
+from pdctl.deployment.rolling import Rolling, supervise
 from pdctl.deployment.secrets import read_secrets
 from pdctl.deployment.store import ProcessId
 from pdctl.deployment.teardown import end_agents
-from pdctl.deployment.together import together
 from pdctl.deployment.uninterrupted import to_its_end, until_hurried
-from pdctl.deployment.watch import ProcessWatch
 from pdctl.errors import PdctlError, PlanError
 from pdctl.planning.changes import PlanChange, difference, refuse_another_deployment
 from pdctl.planning.plan import Plan
@@ -175,22 +172,19 @@ class _Change:
         except PlanError as error:
             self._report(f"no spare engine: {error}")
             return None
-        spare = next(iter(difference(self._wanted, plan).added), None)
-        if spare is not None:
-            await reserve_ports(self._deployment, self._current, self._wanted, plan)
-        return spare
+        change = difference(self._wanted, plan)
+        if change.router or not change.added:
+            return None  # the router would have to be started again to know it
+        await reserve_ports(self._deployment, self._current, self._wanted, plan)
+        return change.added[0]
 
     async def _supervise_otherwise(self) -> None:
         """What stays may have to be looked after in another way."""
         before = {process.name: process.restart for process in self._current.processes}
         stays = [process for engine in self._change.kept for process in engine.processes]
         stays += [] if self._change.router else [self._wanted.router]
-        others = [process for process in stays if before[process.name] != process.restart]
-        if not others:
-            return
-        async with ProcessWatch(self._deployment) as watch:
-            starter = ProcessStarter(self._deployment, watch)
-            await together(starter.supervise(process) for process in others)
+        if others := [process for process in stays if before[process.name] != process.restart]:
+            await supervise(self._deployment, others)
 
 
 def _changed(change: PlanChange) -> list[str]:

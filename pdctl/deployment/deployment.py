@@ -140,16 +140,6 @@ class Deployment:
 
         await together(start(name) for name in (self.hosts if hosts is None else hosts))
 
-    async def connect_all(self) -> list[AgentClient]:
-        """A connection of the caller's own to each host's agent."""
-        clients = await asyncio.gather(*(self.connect(name) for name in self.hosts), return_exceptions=True)
-        failed = [client for client in clients if isinstance(client, BaseException)]
-        opened = [client for client in clients if not isinstance(client, BaseException)]
-        if failed:
-            await asyncio.gather(*(client.close() for client in opened))
-            raise failed[0]
-        return opened
-
     async def connect(self, host: str) -> AgentClient:
         """A connection of the caller's own to a host's agent."""
         return await self.hosts[host].connect(self.agent_folder(host))

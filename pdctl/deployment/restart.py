@@ -34,7 +34,8 @@ async def restart(
         await asyncio.shield(stop_processes(deployment, processes))
         raise
     finally:
-        folder.write_state(deployment.state.model_copy(update={"phase": "verified", "owner": state.owner}))
+        # A change that was interrupted before is still for the next one to finish.
+        folder.write_state(deployment.state.model_copy(update={"phase": state.phase, "owner": state.owner}))
 
 
 async def restart_rolling(

@@ -7,9 +7,11 @@ from functools import partial
 from pdctl.deployment.apply import Report, Start
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.drain import drain, undrain
+from pdctl.deployment.process_start import ProcessStarter
 from pdctl.deployment.process_stop import KILL_MARGIN_S, stop_processes, wait_for_memory
 from pdctl.deployment.snapshot import Snapshot
 from pdctl.deployment.together import together
+from pdctl.deployment.watch import ProcessWatch
 from pdctl.errors import NotFoundError, PdctlError, RouterError, StepTimeoutError
 from pdctl.planning.changes import PlanChange, Replaced
 from pdctl.planning.plan import ProcessPlan
@@ -126,12 +128,16 @@ class Rolling:
         self._router = router
         self._show_plan(engine for engine in self._running.values() if engine not in self._going)
         await self._start_processes([router], verified=True)
+        if not self._in_haste:
+            await supervise(self._deployment, _processes(added))
+            await self._undrain(added)
 
     async def _replace(self, replaced: Replaced) -> None:
         """Start an engine again in its place, as it is to be."""
-        mark, old, new = len(self._back), replaced.old, replaced.new
-        spare = await self._spare(replaced)
+        old, new = replaced.old, replaced.new
         await self._make_room(new)
+        mark = len(self._back)
+        spare = await self._spare(replaced)
         if old.name in self._running:
             await self._take_out([old])
         await self._until_free(new)
@@ -150,7 +156,7 @@ class Rolling:
             return None
         spare = await self._plan_spare(replaced.new)
         if spare is None:
-            self._report(f"there is no room for another engine: requests for {old.name} are refused while it restarts")
+            self._report(f"no other engine can serve meanwhile: requests for {old.name} are refused while it restarts")
             return None
         self._report(f"{spare.name} serves while {old.name} is started again")
         await self._start([spare])
@@ -244,6 +250,13 @@ class Rolling:
                 "engines": tuple(_processes(in_order(engines))),
             }
         )
+
+
+async def supervise(deployment: Deployment, processes: Sequence[ProcessPlan]) -> None:
+    """Have the agents restart processes that serve, from now on as their plans say."""
+    async with ProcessWatch(deployment) as watch:
+        starter = ProcessStarter(deployment, watch)
+        await together(starter.supervise(process) for process in processes)
 
 
 def _processes(engines: Iterable[RunningEngine]) -> list[ProcessPlan]:

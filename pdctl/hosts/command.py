@@ -63,7 +63,8 @@ async def _communicate(process: Process, feed: Feed) -> tuple[bytes, bytes]:
     try:
         async for line in process.stdout:
             feed.on_line(line.decode(errors="replace").rstrip())
-        return b"", await errors
+        said = await errors
+        await process.wait()
+        return b"", said
     finally:
         errors.cancel()
-        await process.wait()

@@ -10,7 +10,8 @@ from pdctl.planning.user_args import spelled
 from pdctl.profiles import EngineRole, Port, Profile, RouterProfile, load_router_profile
 from pdctl.profiles.templates import Template
 from pdctl.topology.fields import Argument
-from pdctl.topology.models import OWN_ROUTER, EngineGroup, Router, Topology
+from pdctl.topology.models import EngineGroup, Topology
+from pdctl.topology.router import OWN_ROUTER, Router
 
 _WHOLE = re.compile(r"\{port\.([^}]+)\}")
 _WHOLE_OF_FLAG = re.compile(r"(--[^=]+)=(\{port\.[^}]+\})")

@@ -14,7 +14,8 @@ from pdctl.planning.ports import CHOSEN_PORTS, PortPicker
 from pdctl.planning.routers import RouterPlanner, router_profile
 from pdctl.planning.running import RunningEngine, engines_of, in_order
 from pdctl.profiles import Profile
-from pdctl.topology.models import OWN_ROUTER, Topology
+from pdctl.topology.models import Topology
+from pdctl.topology.router import OWN_ROUTER
 
 
 def make_plan(

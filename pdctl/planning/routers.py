@@ -12,7 +12,8 @@ from pdctl.planning.user_args import with_args
 from pdctl.profiles import Profile, Readiness, RouterProfile, load_router_profile, router_names
 from pdctl.profiles.models import OWN_PROTOCOLS, Listing
 from pdctl.topology.fields import EVERY_ADDRESS
-from pdctl.topology.models import OWN_ROUTER, Topology
+from pdctl.topology.models import Topology
+from pdctl.topology.router import OWN_ROUTER
 
 OWN_METRICS = {
     "requests": "pdctl_router_requests_total",

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from pdctl.profiles import engine_problem, load_router_profile, router_problem
-from pdctl.topology.models import OWN_ROUTER, Topology
+from pdctl.topology.models import Topology
+from pdctl.topology.router import OWN_ROUTER
 from pdctl.validation import Problem, nearest
 from pdctl.yamlfile import Key, show_key
 

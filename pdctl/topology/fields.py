@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pdctl.validation import describe
 
+HERE = "here"  # what this machine is called where the topology gives it no other name
 EVERY_ADDRESS = ("0.0.0.0", "::")  # what a process that listens on all of a host's addresses binds
 
 Scalar = bool | int | float | str

@@ -20,6 +20,7 @@ from tests.e2e.e2e_harness import Cli
 # machine that is free; two cores that run other tests, and all hosts of the cluster, get more.
 TRUTH_S = 30.0
 REQUEST_S = 60.0
+_LOOK_S = 0.3  # a look costs nearly a second of a core
 _STANDINS = Path(__file__).parents[1] / "standins"
 _LIGHT = {
     "extends": "sglang",
@@ -57,6 +58,7 @@ def look_until(cli: Cli, condition: Callable[[Status], bool], what: str, *argume
     end = time.monotonic() + TRUTH_S
     while not condition(status := cli.status(*arguments)):
         assert time.monotonic() < end, f"waited {TRUTH_S:g} s for: {what}; {json.dumps(status, indent=1)}"
+        time.sleep(_LOOK_S)
     return status
 
 
@@ -77,9 +79,10 @@ def agents(cluster: Cluster, host: str) -> list[Process]:
 
 
 def kill(*processes: Process) -> None:
-    """SIGKILL, to all at once."""
-    for process in processes:
-        os.kill(process.pid, signal.SIGKILL)
+    """SIGKILL, to all at once: none has the time to do anything about the end of another."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            os.kill(process.pid, number)
 
 
 def process_of(cluster: Cluster, status: Status, name: str) -> Process:
@@ -110,7 +113,7 @@ def ask_light(url: str) -> str:
 
 
 @contextmanager
-def asked_all_the_while(url: str, pause_s: float = 0.1) -> Iterator[list[str]]:
+def asked_all_the_while(url: str, pause_s: float = 0.2) -> Iterator[list[str]]:
     """Ask again and again within the block; gives the answers as they come. None may fail."""
     answers: list[str] = []
     failures: list[BaseException] = []

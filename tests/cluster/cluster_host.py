@@ -184,6 +184,10 @@ class ClusterHost:
         sshd = {process.pid for process in every if process.argv[0].startswith(("/usr/sbin/sshd", "sshd: "))}
         return [process for process in every if process.inner_pid != 1 and process.pid not in sshd]
 
+    def cpu_s(self) -> float:
+        """The processor time of all that has run there since it was switched on, its sshd included."""
+        return sum(_cpu_s(process.pid) for process in self._everything())
+
     def _find_init(self) -> None:
         if self._boot is not None and not self._init:
             wait_for_ready(self._boot)
@@ -256,6 +260,15 @@ def _with_home(passwd: str) -> str:
     """A passwd file whose root has another home and the plainest shell."""
     lines = [line for line in passwd.splitlines() if not line.startswith("root:")]
     return "\n".join([f"root:x:0:0:root:{HOME}:/bin/sh", *lines, ""])
+
+
+def _cpu_s(pid: int) -> float:
+    """Of a process and its children that have ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 def _clock(seconds: float) -> bytes:

@@ -51,7 +51,7 @@ async def test_python_is_all_that_a_host_needs_even_behind_another(start_cluster
     inventory = await inner.probe(DEPLOYMENT, [22, 8000])
     assert (inventory["hostname"], inventory["address"]) == ("inner", cluster["inner"].address)
     assert list(inventory["taken_ports"]) == ["22"]
-    (archive,) = cluster["inner"].path(HOME / ".cache" / "pdctl").iterdir()
+    (archive,) = cluster["inner"].path(HOME / ".cache" / "pdctl").glob("agent-*.pyz")
     shipped = archive.stat()
     await inner.start_agent(of(inner), run_id)
     assert (archive.stat().st_ino, archive.stat().st_mtime) == (shipped.st_ino, shipped.st_mtime), "sent again"
@@ -156,7 +156,10 @@ async def test_a_sweep_ends_what_agent_and_guardian_left_when_they_were_killed(s
     until(lambda: escaped <= _recorded(cluster), "a sample that has them")
     assert (await host.sweep(of(host), run_id, 0, force=False)).agent_lives
     agents = [str(process.inner_pid) for process in cluster.processes() if "serve" in process.command]
-    cluster["a"].run("sh", "-c", f"kill -KILL {' '.join(agents)}")
+    stopped_first = (
+        f"kill -STOP {' '.join(agents)} && kill -KILL {' '.join(agents)}"  # so that neither can end the rest
+    )
+    cluster["a"].run("sh", "-c", stopped_first)
     until(lambda: not {int(pid) for pid in agents} & _inner_pids(cluster), "the end of both")
     assert escaped & _inner_pids(cluster), "nothing to sweep"
     swept = await host.sweep(of(host), run_id, 5, force=False)

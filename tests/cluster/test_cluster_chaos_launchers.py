@@ -1,8 +1,9 @@
-"""Launchers that are killed, that start the same at once, and that are told to stop what they have not finished."""
+"""Launchers that are killed, that start the same at once, that are told to stop, and that find no room or no way."""
 
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -60,14 +61,6 @@ def test_a_launcher_that_is_killed_while_it_looks_at_the_hosts_leaves_nothing(cl
     assert cli("status").returncode == ExitCode.NOT_FOUND
 
 
-def test_a_launcher_that_is_killed_while_agents_start(cluster: Cluster, cli: Cli):
-    with cli.spawn("up", "-d", cli.write(slow(cli))) as up:
-        wait_for_process(cluster, "b", " serve --dir ")
-        lose(up)
-    look_until(cli, lambda status: status["state"] in ("degraded", "down"), "the truth")
-    assert cli("down").returncode == 0
-
-
 def test_an_agent_that_comes_after_down_does_not_stay(cluster: Cluster, cli: Cli):
     """Its launcher is killed, but not the connection that starts it, which is slow."""
     with cli.spawn("up", "-d", cli.write(slow(cli))) as up:
@@ -95,29 +88,32 @@ def test_a_launcher_that_is_killed_while_engines_start_is_cleared_away_by_down(c
     assert cli("down").returncode == 0
 
 
-def test_of_two_that_start_the_same_at_once_one_does(cluster: Cluster, cli: Cli):
+@pytest.mark.parametrize("knows_the_agent", [False, True])
+def test_a_disk_that_is_full_before_the_start_is_told(cluster: Cluster, cli: Cli, knows_the_agent: bool):
     path = cli.write(light(cli, ["a", "b"]))
-    with cli.spawn("up", "-d", path) as one, cli.spawn("up", "-d", path) as other:
-        ends = {up.returncode: said for up in (one, other) if (said := up.communicate(timeout=UP_S))}
-    assert set(ends) == {0, ExitCode.STATE}, ends
-    assert "is being started or stopped by " in ends[ExitCode.STATE][1]
-    status = cli.status()
-    assert status["state"] == "ready"
-    assert ask_light(str(status["endpoint"]))
-    assert cli("down").returncode == 0
+    if knows_the_agent:
+        assert cli("plan", path).returncode == 0
+    cluster["b"].fill_disk()
+    up = cli("up", "-d", path, timeout=UP_S)
+    assert up.returncode == (ExitCode.UNFIT if knows_the_agent else ExitCode.FAILURE), up.stderr
+    assert "host b: " in up.stderr
+    assert ("it is full" if knows_the_agent else "No space left on device") in up.stderr
+    assert cli("status").returncode == ExitCode.NOT_FOUND
 
 
-def test_two_of_different_names_that_start_at_once_have_ports_of_their_own(cluster: Cluster, cli: Cli):
-    paths = [cli.write(light(cli, ["a", "b"], name=name)) for name in ("one", "other")]
-    with cli.spawn("up", "-d", paths[0]) as one, cli.spawn("up", "-d", paths[1]) as other:
-        ends = [up.returncode for up in (one, other) if up.communicate(timeout=UP_S)]
-    assert ends == [0, 0]
+def test_of_two_that_start_the_same_at_once_one_does_and_another_has_ports_of_its_own(cluster: Cluster, cli: Cli):
+    one, other = (cli.write(light(cli, ["a", "b"], name=name)) for name in ("one", "other"))
+    with ExitStack() as stack:
+        ups = [stack.enter_context(cli.spawn("up", "-d", path)) for path in (one, one, other)]
+        said = [up.communicate(timeout=UP_S)[1] for up in ups]
+    assert ups[2].returncode == 0, said[2]
+    assert {up.returncode for up in ups[:2]} == {0, ExitCode.STATE}, said
+    assert "'one' is being started or stopped by " in said[0] + said[1]
     found = [cli.status("--name", name) for name in ("one", "other")]
     assert [status["state"] for status in found] == ["ready", "ready"]
-    ports = [(one["host"], one["port"]) for status in found for one in status["processes"]]
+    ports = [(process["host"], process["port"]) for status in found for process in status["processes"]]
     assert len(set(ports)) == len(ports) == 6
-    for status in found:
-        assert ask_light(str(status["endpoint"]))
+    assert [ask_light(str(status["endpoint"])) for status in found]
     assert cli("down", "--name", "one").returncode == 0
     assert cli.status("--name", "other")["state"] == "ready"
     assert cli("down", "--all").returncode == 0

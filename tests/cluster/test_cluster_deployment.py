@@ -40,15 +40,3 @@ def test_prefill_and_decode_on_two_hosts(start_cluster: StartCluster, cli: Cli, 
         assert "decode-0" in logs
     assert "pdctl" not in str(list(cluster["jump"].path(HOME).rglob("*"))), "the jump host needs nothing of ours"
     cluster.check_gone()
-
-
-def test_two_pairs_on_four_hosts(start_cluster: StartCluster, cli: Cli, model: Path):
-    cluster = start_cluster(shared=[model], a=Spec(), b=Spec(), c=Spec(), d=Spec())
-    content = topology(model, cluster, ["a", "b"], ["c", "d"], router={"host": "a", "port": 0})
-    with serving(cli, content) as url:
-        answers = [ask(url, f"The quick brown fox number {number}") for number in range(8)]
-        assert {answer.status_code for answer in answers} == {200}
-        pairs = {(a.headers["X-Router-Prefill-URL"], a.headers["X-Router-Decode-URL"]) for a in answers}
-        hosts = {url.split("//")[1].split(":")[0] for pair in pairs for url in pair}
-        assert hosts == {host.address for host in cluster}
-    cluster.check_gone()

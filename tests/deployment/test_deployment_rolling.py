@@ -19,7 +19,7 @@ from pdctl.errors import ProcessDiedError
 from pdctl.planning.changes import difference
 from pdctl.planning.plan import HostPlan, Plan, ProcessPlan
 from pdctl.planning.routers import OWN_METRICS
-from tests.deployment.deployment_harness import is_alive, living, make_plan, started, state_of
+from tests.deployment.deployment_harness import NO_RESTART, is_alive, living, make_plan, started, state_of
 
 LIMITS = Limits(drain_s=20)
 BODY = {"prompt": "a", "max_tokens": 2}
@@ -50,7 +50,7 @@ async def change(deployment: Deployment, wanted: Plan) -> list[str]:
 
 
 def steps(said: list[str]) -> list[str]:
-    return [line for line in said if line.split()[0] in ("starting", "draining", "stopping", "there", "going")]
+    return [line for line in said if line.split()[0] in ("starting", "draining", "stopping", "no", "going")]
 
 
 async def test_what_comes_serves_before_what_goes_ends(folder: DeploymentFolder) -> None:
@@ -84,7 +84,7 @@ async def test_without_room_for_a_spare_engine_that_is_said(folder: DeploymentFo
         said: list[str] = []
         await restart_rolling(deployment, ["decode-0"], LIMITS, said.append)
         assert steps(said) == [
-            "there is no room for another engine: requests for decode-0 are refused while it restarts",
+            "no other engine can serve meanwhile: requests for decode-0 are refused while it restarts",
             *("draining decode-0", "stopping decode-0", "starting decode-0"),
         ]
 
@@ -112,8 +112,29 @@ async def test_the_router_is_replaced_at_its_port_once_what_comes_is_ready(folde
         after = await pids(deployment)
         assert {name for name in before if before[name] != after[name]} == {"router"}
         assert deployment.state.endpoint == endpoint
-        snapshots = await (await deployment.client("here")).call("list")
-        assert next(one for one in snapshots if one["name"] == "prefill-1")["state"] == "ready"
+        await check_restarts(deployment, "prefill-1", "router")
+
+
+async def check_restarts(deployment: Deployment, *names: str) -> None:
+    """What has been started in a change is looked after by its agent."""
+    for name in names:
+        before = (await pids(deployment))[name]
+        psutil.Process(before).kill()
+        async with asyncio.timeout(20):
+            while await state_of(deployment, name, "ready") == before:  # noqa: ASYNC110 nobody tells
+                await asyncio.sleep(0.02)
+        assert (await deployment.status()).endpoint == deployment.state.endpoint
+
+
+async def test_another_policy_for_what_stays_is_taken_over(folder: DeploymentFolder) -> None:
+    """Nothing is started for it."""
+    current = plan_of(2)
+    never = current.engines[0].model_copy(update={"restart": NO_RESTART})
+    async with started(folder, current.model_copy(update={"engines": (never, *current.engines[1:])})) as deployment:
+        before = await pids(deployment)
+        assert await change(deployment, current) == []
+        assert await pids(deployment) == before
+        await check_restarts(deployment, "prefill-0")
 
 
 async def test_a_step_that_fails_is_undone(folder: DeploymentFolder) -> None:

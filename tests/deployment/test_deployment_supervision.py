@@ -14,6 +14,7 @@ from pdctl.deployment import watch as watch_module
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import hold
 from pdctl.deployment.models import DeploymentStatus, ProcessStatus
+from pdctl.deployment.process_start import at_port
 from pdctl.deployment.restart import restart
 from pdctl.deployment.store import DeploymentFolder, ProcessId
 from pdctl.deployment.teardown import stop_deployment
@@ -50,6 +51,13 @@ async def registered(deployment: Deployment, role: str) -> list[int]:
 
 async def kill(deployment: Deployment, name: str) -> None:
     psutil.Process(await state_of(deployment, name, "ready")).kill()
+
+
+def test_the_router_keeps_the_port_that_it_was_given() -> None:
+    open_port, fixed = process("router", "router"), process("router", "router", port=8000)
+    known = at_port(open_port, 31234)
+    assert known.argv[known.argv.index("--port") + 1] == "31234"
+    assert (at_port(known, 0), at_port(known, 31234), at_port(fixed, 31234)) == (known, known, fixed)
 
 
 async def test_what_is_killed_comes_back(folder: DeploymentFolder) -> None:

@@ -101,7 +101,8 @@ def learn(url: str, requests: list[Request]) -> list[Known]:
 def steady_load(url: str, known: list[Known], clients: int, pause_s: float = 0.0) -> Iterator[Load]:
     """Have so many clients ask one thing after the other inside the block; in the end none may have failed."""
     load, turns = Load(url, dict.fromkeys(range(clients), 0)), itertools.cycle(known)
-    threads = [threading.Thread(target=_client, args=(load, number, turns, pause_s), daemon=True) for number in range(clients)]
+    orders = [(load, number, turns, pause_s) for number in range(clients)]
+    threads = [threading.Thread(target=_client, args=order, daemon=True) for order in orders]
     for thread in threads:
         thread.start()
     try:

@@ -1,9 +1,11 @@
 """Changes of a running deployment under a steady load: no request fails, and every answer is what it always was."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -13,6 +15,7 @@ from tests.e2e.chaos_load import Known, Load, learn, mixed_requests, steady_load
 from tests.e2e.e2e_harness import Cli, Serving, serve
 
 CLIENTS = 2
+STANDINS = Path(__file__).parents[1] / "standins"
 ARGS = {"dtype": "float32", "max-model-len": 1024}
 
 
@@ -53,7 +56,11 @@ def names(at: Serving) -> list[str]:
 
 
 def pids(at: Serving) -> dict[str, int]:
-    return {process["name"]: process["pid"] for process in at.cli.status()["processes"]}
+    return pids_of(at.cli.status())
+
+
+def pids_of(status: dict[str, Any]) -> dict[str, int]:
+    return {process["name"]: process["pid"] for process in status["processes"]}
 
 
 @contextmanager
@@ -113,3 +120,26 @@ def test_a_changed_file_and_one_that_fails(at: Serving, known: list[Known], topo
         run(at.cli, "up", "-d", at.cli.write(other)).stdout
         == f"changes runs already, at {at.url}: nothing was changed\n"
     )
+
+
+def test_a_router_that_is_told_of_the_engines(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is started again, at its port; an engine that is the only one of its role cannot have a spare one."""
+    monkeypatch.setenv("PYTHONPATH", str(STANDINS))
+    monkeypatch.setenv("PATH", f"{STANDINS / 'bin'}:{os.environ['PATH']}")
+    file = cli.write({"name": "told", "engine": "sglang", "model": "M", "prefill": 1, "decode": 1})
+    run(cli, "up", "-d", file)
+    try:
+        before = cli.status()
+        said = run(cli, "scale", "prefill=2").stdout.splitlines()
+        assert said[0] == "+ prefill-1 on here, GPU 2"
+        assert said[1].startswith("~ router: --prefill ")
+        assert said[2].endswith("it has to be, as it is told at its start which engines there are")
+        after = cli.status()
+        assert (after["state"], after["endpoint"]) == ("ready", before["endpoint"])
+        assert {name for name, pid in pids_of(after).items() if pids_of(before).get(name) != pid} == {
+            *("router", "prefill-1")
+        }
+        said = run(cli, "restart", "--rolling", "decode-0").stdout
+        assert said.startswith("no other engine can serve meanwhile: requests for decode-0 are refused")
+    finally:
+        run(cli, "down")
