@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from benchmarks.cluster.fleet import Fleet, fleet
 from benchmarks.cluster.load import Count, counted_load
-from benchmarks.cluster.usage import GROUPS, Usage, look, print_usage
+from benchmarks.cluster.usage import GROUPS, YOUNG_S, Usage, look, print_usage
 from tests.cluster.cluster import Process
 from tests.e2e.chaos_load import learn, mixed_requests
 
@@ -33,7 +33,7 @@ def soak(minutes: float, kill_every_s: float, seed: int, clients: int, pause_s: 
             kills, looks = _kill_and_look(made, count, 60 * minutes, kill_every_s, random.Random(seed))
         _print(minutes, kills, count, looks)
         last = made.status()
-        print(f"in the end it is {last['state']}: {last['reason']}")
+        print(f"in the end it is {last['state']}" + (f": {last['reason']}" if last["reason"] else ""))
 
 
 def _kill_and_look(
@@ -42,7 +42,7 @@ def _kill_and_look(
     began = time.monotonic()
     kills: list[str] = []
     looks: list[Usage] = []
-    next_kill, next_look = kill_every_s, SAMPLE_S
+    next_kill, next_look = kill_every_s, YOUNG_S
     while (now := time.monotonic() - began) < seconds:
         if now >= next_look:
             looks.append(look(made.cluster, now))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tests.cluster.cluster import Cluster, Process
 
 GROUPS = {"router": " -m pdctl.router ", "agents": " serve --dir ", "engines": " -m engine "}
-YOUNG_S = 15.0  # an engine that is younger still loads
+YOUNG_S = 15.0  # a process that is younger may still load
 
 
 class Held(NamedTuple):
@@ -35,10 +35,10 @@ def look(cluster: Cluster, at_s: float) -> Usage:
 
 
 def print_usage(looks: list[Usage], rows: int = 10) -> None:
-    """A table over time, and how the last third differs from the first."""
+    """A table over time, and how the last third differs from the first; there must be a look at least."""
     columns = [f"{group} {figure}" for group in GROUPS for figure in ("MiB", "files")]
     print(f"| minute | {' | '.join(columns)} | processes |\n|---:|{'---:|' * (len(columns) + 1)}")
-    step = max(1, len(looks) // rows)
+    step = -(-len(looks) // rows)
     for usage in looks[::step]:
         print(f"| {usage.at_s / 60:.1f} | {' | '.join(f'{figure:.1f}' for figure in _figures(usage))} |")
     third = max(1, len(looks) // 3)

@@ -6,13 +6,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
 from tests.cluster.cluster import Cluster, Process
+from tests.cluster.cluster_host import Spec
+from tests.cluster.cluster_serving import serving
 from tests.cluster.namespaces import until
 from tests.e2e.e2e_harness import Cli
 
@@ -51,6 +54,27 @@ def light(cli: Cli, hosts: Sequence[str], name: str = "light", **changes: object
     reached = {host: {"ssh": host, "python": sys.executable} for host in hosts}
     group = {"name": name, "model": "M", "engine": str(profile), "hosts": reached}
     return group | {"router": {"host": hosts[0], "port": 0}, "mixed": [{"host": host} for host in hosts]} | changes
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A deployment of light engines that several tests share."""
+
+    cluster: Cluster
+    cli: Cli
+    url: str
+
+
+@contextmanager
+def deployed(folder: Path, hosts: Mapping[str, Spec], **engine: dict[str, object]) -> Iterator[Deployed]:
+    """Have a deployment of light engines on these hosts, which is gone at the end. ``engine``: keys of one, by host."""
+    cli = Cli(folder)
+    (folder / "run").mkdir(mode=0o700)
+    engines = [{"host": host} | engine.get(host, {}) for host in hosts]
+    with Cluster(hosts, folder / "cluster") as cluster:
+        with serving(cli, light(cli, list(hosts), mixed=engines)) as url:
+            yield Deployed(cluster, cli, url)
+        cluster.check_gone()
 
 
 def look_until(cli: Cli, condition: Callable[[Status], bool], what: str, *arguments: str) -> Status:

@@ -3,13 +3,13 @@
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from pdctl.errors import ExitCode
-from tests.cluster.cluster import LAUNCHER, Cluster
+from tests.cluster.cluster import LAUNCHER, Cluster, Process
 from tests.cluster.cluster_chaos import (
     TRUTH_S,
     ask_light,
@@ -54,6 +54,12 @@ def lose(up: Spawned) -> None:
     up.communicate(timeout=TRUTH_S)
 
 
+def send(process: Process, number: signal.Signals) -> None:
+    """A signal, unless it has just ended: then its agent is there already, and `down` has to find it."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
+
+
 def test_a_launcher_that_is_killed_while_it_looks_at_the_hosts_leaves_nothing(cluster: Cluster, cli: Cli):
     with cli.spawn("up", "-d", cli.write(slow(cli))) as up:
         wait_for_process(cluster, LAUNCHER, " probe --dir ")
@@ -65,11 +71,11 @@ def test_an_agent_that_comes_after_down_does_not_stay(cluster: Cluster, cli: Cli
     """Its launcher is killed, but not the connection that starts it, which is slow."""
     with cli.spawn("up", "-d", cli.write(slow(cli))) as up:
         command = wait_for_process(cluster, LAUNCHER, "/hosts/b")
-        os.kill(command.pid, signal.SIGSTOP)
+        send(command, signal.SIGSTOP)
         lose(up)
     down = cli("down")
     assert down.returncode == 0, down.stdout + down.stderr
-    os.kill(command.pid, signal.SIGCONT)
+    send(command, signal.SIGCONT)
     until(lambda: command not in cluster.processes(), "the end of the connection")
 
 
