@@ -11,6 +11,8 @@ from tests.e2e.chaos_load import learn, mixed_requests, steady_load
 from tests.e2e.e2e_harness import Cli
 from tests.engine.tiny import make_tiny_model
 
+pytestmark = pytest.mark.chaos
+
 ARGS = {"args": {"dtype": "float32", "max-model-len": 1024}}
 
 

@@ -18,6 +18,8 @@ from tests.e2e.chaos_load import Known, Load, learn, mixed_requests, steady_load
 from tests.e2e.e2e_harness import Cli
 from tests.engine.tiny import make_tiny_model
 
+pytestmark = pytest.mark.chaos
+
 OUT_S = 30.0
 EXACT = {"args": {"dtype": "float32"}}
 CLIENTS, PAUSE_S = 2, 0.5  # a load that leaves room for all that happens beside it

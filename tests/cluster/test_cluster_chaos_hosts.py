@@ -11,6 +11,8 @@ from tests.cluster.cluster_chaos import Deployed, agents, asked_all_the_while, d
 from tests.cluster.cluster_host import Spec
 from tests.cluster.namespaces import until
 
+pytestmark = pytest.mark.chaos
+
 HOSTS = ("stays", "agent", "guardian", "both", "reboot")
 
 

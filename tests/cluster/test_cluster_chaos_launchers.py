@@ -26,6 +26,8 @@ from tests.cluster.namespaces import until
 from tests.e2e.e2e_harness import Cli, wait_for_line
 from tests.processes import Spawned
 
+pytestmark = pytest.mark.chaos
+
 SLOW = {"STANDIN_START_S": "100"}  # an engine that is not ready before the test is over
 
 

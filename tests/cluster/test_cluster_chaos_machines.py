@@ -9,6 +9,8 @@ from tests.cluster.cluster_host import Spec
 from tests.cluster.cluster_serving import UP_S
 from tests.cluster.namespaces import until
 
+pytestmark = pytest.mark.chaos
+
 HOSTS = {"stays": Spec(), "full": Spec(), "late": Spec(clock_s=-5000), "early": Spec(clock_s=5000)}
 TALKS = {"setup": "while sleep 0.5; do printf '%08000d\\n' 0; done &"}  # beside the engine, as part of its processes
 

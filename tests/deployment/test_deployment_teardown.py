@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pdctl.agent.protocol import VERSION
 from pdctl.deployment.apply import prepare
 from pdctl.deployment.deployment import Deployment
 from pdctl.deployment.launch import launch
@@ -83,7 +84,7 @@ async def test_when_the_agent_is_of_another_version(
     await deployment.close()
     with monkeypatch.context() as context:
         context.setattr("pdctl.hosts.client.VERSION", 99)
-        with pytest.raises(AgentCallError, match=r"version 1 .*or end it with `pdctl down`"):
+        with pytest.raises(AgentCallError, match=rf"version {VERSION} .*or end it with `pdctl down`"):
             await Deployment.attach(deployment.folder).status()
         other = Deployment.attach(deployment.folder)
         await stop_deployment(other)
