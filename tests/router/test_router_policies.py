@@ -19,7 +19,7 @@ from pdctl.router.policies import NAMES, make_policy
 from pdctl.router.policies.base import Policy
 from pdctl.router.requests.ask import Ask
 from pdctl.router.settings import Limits
-from pdctl.topology import models
+from pdctl.topology import router as topology_router
 
 ASK = Ask(100)
 LOAD_AWARE = ["cache_aware", "metrics_score", "process_tokens", "request_num", "session_affinity"]
@@ -48,7 +48,7 @@ def count_choices(chooser: Policy, candidates: list[Instance], requests: int) ->
 
 
 def test_the_names_are_those_of_the_topology():
-    assert get_args(models.Policy) == NAMES
+    assert get_args(topology_router.Policy) == NAMES
     assert len(NAMES) == 8
 
 
