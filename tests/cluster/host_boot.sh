@@ -8,7 +8,7 @@ boot_id=$1
 shift
 
 mount -t proc proc /proc
-if [ -e /run/booted ]; then umount --recursive --lazy /tmp /run /dev/shm /sys; fi
+if [ -e /run/booted ]; then umount --lazy /tmp /run /dev/shm /sys; fi
 mount -t sysfs sysfs /sys
 mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=1777 shm /dev/shm
