@@ -1,7 +1,7 @@
 # make up     set up an environment, then serve the demo model with prefill and decode split
 # make test   set up an environment, then run the whole test suite
 # make test-vllm   set up vLLM for the CPU too, then run the tests that need it
-# make test-chaos  run the tests of a cluster to which bad things happen (minutes)
+# make test-chaos  run the tests of deployments that are changed, and of hosts to which bad things happen (minutes)
 # make vllm-cpu    set up what examples/vllm-cpu.yaml starts
 # make lint   ruff, ruff format --check, mypy
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -22,7 +22,7 @@ vllm-cpu: $(VENV)/.demo
 	.vllm/venv/bin/python examples/smollm2_folder.py .vllm/smollm2
 
 test-chaos: $(VENV)/.dev
-	$(BIN)/python -m pytest -rs -m chaos tests/cluster -n auto --dist loadfile
+	$(BIN)/python -m pytest -rs -m chaos -n auto --dist loadfile
 
 test-vllm: $(VENV)/.dev vllm-cpu
 	$(BIN)/python -m pytest -rs -m vllm tests/vllm

@@ -18,6 +18,8 @@ from tests.cli.deployment_cli import PDCTL, Cli, read_until
 from tests.deployment.conftest import runtime  # noqa: F401
 from tests.deployment.deployment_harness import living
 
+pytestmark = pytest.mark.chaos
+
 HANGS = {"args": {"never-ready": True}}
 
 

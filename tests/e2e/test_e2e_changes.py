@@ -14,6 +14,8 @@ from pdctl.errors import ExitCode
 from tests.e2e.chaos_load import Known, Load, learn, mixed_requests, steady_load
 from tests.e2e.e2e_harness import Cli, Serving, serve
 
+pytestmark = pytest.mark.chaos
+
 CLIENTS = 2
 STANDINS = Path(__file__).parents[1] / "standins"
 ARGS = {"dtype": "float32", "max-model-len": 1024}

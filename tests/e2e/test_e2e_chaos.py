@@ -16,6 +16,8 @@ from tests.e2e.chaos_deployment import LIMIT_S, Deployment, Engine, deployment, 
 from tests.e2e.chaos_load import Known, Load, learn, mixed_requests, steady_load, wide_requests
 from tests.e2e.e2e_harness import Cli
 
+pytestmark = pytest.mark.chaos
+
 CLIENTS = 4
 
 

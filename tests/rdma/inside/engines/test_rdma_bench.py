@@ -20,7 +20,10 @@ KIB = 1024
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def run_sweep(sweep: Sweep, environment: Mapping[str, str], on_event: Callable[[Event], None]) -> None:
+    async def run_sweep(
+        sweep: Sweep, environment: Mapping[str, str], on_event: Callable[[Event], None], **sides: object
+    ) -> None:
+        assert set(sides.values()) == {run.HERE}
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         listening: asyncio.Queue[Listening] = asyncio.Queue()
