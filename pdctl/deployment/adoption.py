@@ -47,14 +47,18 @@ async def publish(deployment: Deployment) -> None:
 async def adopt(topology: Topology, folder: DeploymentFolder) -> None:
     """Write the files of a deployment that runs on a topology's hosts. The caller holds the folder's lock.
 
-    Raises NotFoundError where none of the hosts has one of that name, and StateError for what cannot be taken up.
+    Raises NotFoundError where none of the hosts has one of that name, HostUnreachableError where that cannot be known,
+    and StateError for what cannot be taken up.
     """
     hosts = [topology_host(topology, name) for name, host in topology.hosts.items() if host.ssh]
-    texts = await asyncio.gather(*(_kept(host, folder) for host in hosts))
-    records = [record for text in texts if text is not None and (record := _read(text)) is not None]
+    found = await asyncio.gather(*(_kept(host, folder) for host in hosts))
+    records = [record for text in found if isinstance(text, str) and (record := _read(text)) is not None]
+    unreached = [error for error in found if isinstance(error, HostUnreachableError)]
+    if not records and unreached:
+        raise unreached[0]
     if not records:
-        reached = ", ".join(host.name for host in hosts) or "none that is reached by ssh"
-        raise NotFoundError(f"no deployment {folder.name!r} runs on the topology's hosts: {reached}")
+        names = ", ".join(host.name for host in hosts)
+        raise NotFoundError(f"no deployment {folder.name!r} that this pdctl knows runs on the topology's hosts {names}")
     record = max(records, key=lambda record: record.state.started)
     local = [name for name, host in record.plan.hosts.items() if host.ssh is None]
     if local:
@@ -68,10 +72,13 @@ async def adopt(topology: Topology, folder: DeploymentFolder) -> None:
     folder.write_state(record.state)
 
 
-async def _kept(host: Host, folder: DeploymentFolder) -> str | None:
+async def _kept(host: Host, folder: DeploymentFolder) -> str | HostUnreachableError | None:
+    """What `publish` has left there; None: nothing."""
     try:
         client = await host.connect(host.folder_of(folder.path))
-    except (AgentGoneError, HostUnreachableError):
+    except HostUnreachableError as error:
+        return error
+    except AgentGoneError:
         return None
     try:
         return str(await client.call("kept", name=_NAME))

@@ -11,7 +11,7 @@ from pdctl.doctor.system import System
 from pdctl.errors import PdctlError
 from pdctl.hosts.wheel import own_wheel
 from pdctl.planning.inventory import Inventory
-from pdctl.planning.probing import topology_host
+from pdctl.planning.probing import probe_host, topology_host
 from pdctl.profiles import Profile
 from pdctl.topology.models import Host, Topology
 
@@ -82,11 +82,7 @@ def _facts(
 
 async def _probe(question: Question, name: str, ports: list[int]) -> Inventory:
     packages = question.profile.packages.names if question.profile.packages else ()
-    written = question.topology.hosts[name]
-    answer = await topology_host(question.topology, name).probe(
-        question.root, ports, python=written.python, packages=packages, environment=_environment(written)
-    )
-    return Inventory.model_validate(answer)
+    return await probe_host(question.topology, name, question.root, ports, packages)
 
 
 async def _examine(question: Question, name: str) -> tuple[System, tuple[float, float]]:

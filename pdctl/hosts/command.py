@@ -1,10 +1,13 @@
 """Running a program of this machine to its end."""
 
 import asyncio
+import os
+import signal
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 _LINE_BYTES = 1024 * 1024
 
@@ -30,24 +33,38 @@ NOTHING = Feed()
 async def run_command(
     argv: Sequence[str], *, timeout_s: float, feed: Feed = NOTHING, env: Mapping[str, str] | None = None
 ) -> Finished:
-    """Run a program; raises TimeoutError when it takes longer. It never outlives the call."""
+    """Run a program; raises TimeoutError when it takes longer. Neither it nor what it starts outlives the call."""
     if isinstance(feed.content, Path):
         with feed.content.open("rb") as file:
-            process = await asyncio.create_subprocess_exec(
-                *argv, stdin=file, stdout=PIPE, stderr=PIPE, env=env, limit=_LINE_BYTES
-            )
+            process = await start_program(argv, stdin=file, env=env)
     else:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env, limit=_LINE_BYTES
-        )
+        process = await start_program(argv, env=env)
     try:
         async with asyncio.timeout(timeout_s):
             output, errors = await _communicate(process, feed)
     finally:
         if process.returncode is None:
-            process.kill()
-            await process.wait()
+            await kill_program(process)
     return Finished(process.returncode or 0, output.decode(errors="replace"), errors.decode(errors="replace").strip())
+
+
+async def start_program(
+    argv: Sequence[str], *, stdin: int | IO[bytes] = PIPE, env: Mapping[str, str] | None = None
+) -> Process:
+    """Start a program in a session of its own: Ctrl-C in our terminal is for us to handle."""
+    return await asyncio.create_subprocess_exec(
+        *argv, stdin=stdin, stdout=PIPE, stderr=PIPE, env=env, limit=_LINE_BYTES, start_new_session=True
+    )
+
+
+async def kill_program(process: Process) -> None:
+    """Kill a program that was not waited for yet, with what it has started, as ssh does for a jump host.
+
+    While any of these lived, its output would not end, and the wait for it neither.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 async def _communicate(process: Process, feed: Feed) -> tuple[bytes, bytes]:

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from pdctl.agent.environment import ENVIRONMENTS
 from pdctl.hosts.command import Feed
 from pdctl.hosts.host import Host
 from pdctl.hosts.wheel import Wheel, own_wheel
 
 SEND_TIMEOUT_S = 600.0  # for one file
 INSTALL_TIMEOUT_S = 3600.0  # torch is large, and the way to the index may be slow
-ENVIRONMENTS = Path("~/.local/share/pdctl/environments")
 _WHEELHOUSE = "wheelhouse"
 
 Report = Callable[[str], None]

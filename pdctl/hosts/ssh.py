@@ -2,7 +2,7 @@
 
 import asyncio
 import shlex
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pdctl.errors import HostUnreachableError, PdctlError
 from pdctl.hosts.archive import agent_archive
 from pdctl.hosts.client import AgentClient, AgentGoneError
-from pdctl.hosts.command import Feed, Finished, run_command
+from pdctl.hosts.command import Feed, Finished, kill_program, run_command, start_program
 
 SSH_FAILED = 255  # ssh's own exit code: anything else is the command's
 NO_ARCHIVE, NO_PYTHON = 93, 94
@@ -72,7 +72,7 @@ class SshCarrier:
     async def connect(self, folder: Path, timeout_s: float) -> AgentClient:
         """See Carrier."""
         argv = self._ssh(self._script(["connect", "--dir", str(folder)], {}), timeout_s)
-        process = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process = await start_program(argv)
         assert process.stdin
         assert process.stdout
         client = AgentClient(self._name, process.stdout, process.stdin, on_close=lambda: _end(process))
@@ -143,8 +143,7 @@ async def _end(process: Process) -> None:
         async with asyncio.timeout(END_S):
             await process.wait()
             return
-    process.kill()
-    await process.wait()
+    await kill_program(process)
 
 
 def _reason(errors: str) -> str:

@@ -1,6 +1,7 @@
 """Asks each host of a topology what it has."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from pdctl.hosts.host import Host
@@ -16,16 +17,21 @@ async def probe_hosts(topology: Topology, profile: Profile, folder: Path) -> dic
     """Return the inventories that `make_plan` needs, by host; `folder` is where the state will be kept."""
     packages = profile.packages.names if profile.packages else ()
 
-    async def probe(name: str, ports: list[int]) -> Inventory:
-        host = topology_host(topology, name)
-        environment = own_wheel().environment if topology.hosts[name].ssh else ""
-        python = topology.hosts[name].python
-        answer = await host.probe(folder, ports, python=python, packages=packages, environment=environment)
-        return Inventory.model_validate(answer)
-
     asked = ports_to_probe(topology, profile)
-    answers = await asyncio.gather(*(probe(name, ports) for name, ports in asked.items()))
-    return dict(zip(asked, answers, strict=True))
+    probing = (probe_host(topology, name, folder, ports, packages) for name, ports in asked.items())
+    return dict(zip(asked, await asyncio.gather(*probing), strict=True))
+
+
+async def probe_host(
+    topology: Topology, name: str, folder: Path, ports: Sequence[int] = (), packages: Sequence[str] = ()
+) -> Inventory:
+    """Return what one host of a topology has; `packages`: whose version is asked for."""
+    host = topology.hosts[name]
+    environment = own_wheel().environment if host.ssh else ""
+    answer = await topology_host(topology, name).probe(
+        folder, ports, python=host.python, packages=packages, environment=environment
+    )
+    return Inventory.model_validate(answer)
 
 
 def topology_host(topology: Topology, name: str) -> Host:

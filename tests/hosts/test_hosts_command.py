@@ -1,6 +1,7 @@
 """Running a program to its end."""
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -50,3 +51,17 @@ async def test_it_does_not_outlive_its_caller() -> None:
     task.cancel()
     await asyncio.wait({task})
     assert not psutil.pid_exists(int(lines[0]))
+
+
+async def test_what_it_has_started_ends_with_it() -> None:
+    """As the ssh to a jump host, which has the same output."""
+    lines: list[str] = []
+    command = ["sh", "-c", "sleep 100 & echo $!; exec sleep 100"]
+    with pytest.raises(TimeoutError):
+        await run_command(command, timeout_s=0.5, feed=Feed(on_line=lines.append))
+    assert not psutil.pid_exists(int(lines[0])) or psutil.Process(int(lines[0])).status() == psutil.STATUS_ZOMBIE
+
+
+async def test_ctrl_c_in_our_terminal_is_not_for_it() -> None:
+    done = await run_command([sys.executable, "-c", "import os; print(os.getpgrp())"], timeout_s=30)
+    assert int(done.output) != os.getpgrp()

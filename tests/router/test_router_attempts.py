@@ -145,6 +145,25 @@ async def test_an_error_that_another_engine_may_not_have_is_tried_elsewhere(role
         await pair.at.idle()
 
 
+@pytest.mark.parametrize("status", [500, 502, 504])
+async def test_an_error_of_the_only_decode_may_be_its_prefills_fault(status: int):
+    """As when a prefill is back at the address of one that the decode remembers: both answer, the KV is lost."""
+
+    async def decode(turn: Turn) -> None:
+        if turn.json["disaggregate_info"]["prefill_port"] == lost.port:
+            await turn.answer({"error": {"message": "no KV came"}}, status)
+        await turn.answer(ANSWER)
+
+    async with engine(hold) as lost, split(on_decode=decode) as pair:
+        await pair.at.admit("prefill", lost)
+        answers = [await pair.at.post() for _ in range(2)]  # one of these begins at the prefill whose KV is lost
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert pair.at.metrics.retries.value >= 1
+        assert {answer.headers["x-router-prefill-url"] for answer in answers} == {pair.prefill.url}
+        await (await lost.turn()).peer_left()
+        await pair.at.idle()
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 413, 422, 501])
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 async def test_an_error_that_is_the_requests_own_is_not_tried_elsewhere(role: str, status: int):

@@ -8,9 +8,8 @@ from pdctl.bench.transfer.messages import Link
 from pdctl.bench.transfer.run import HERE, MODULE, Side
 from pdctl.deployment.store import state_root
 from pdctl.errors import PlanError
-from pdctl.hosts.wheel import own_wheel
 from pdctl.planning.inventory import Inventory
-from pdctl.planning.probing import topology_host
+from pdctl.planning.probing import probe_host, topology_host
 from pdctl.topology.models import Host as HostOfTopology
 from pdctl.topology.models import Topology
 
@@ -35,7 +34,7 @@ class Ends:
         if self._all_here and not rdma:
             return
         names = list(dict.fromkeys(self._names))
-        found = await asyncio.gather(*(self._probe(name) for name in names))
+        found = await asyncio.gather(*(probe_host(self._topology, name, state_root()) for name in names))
         self._inventories = dict(zip(names, found, strict=True))
         if not rdma:
             return
@@ -49,11 +48,6 @@ class Ends:
         """Source and target; `look` was called."""
         source, target = (self._side(name) for name in self._names)
         return source, target
-
-    async def _probe(self, name: str) -> Inventory:
-        environment = own_wheel().environment if self._topology.hosts[name].ssh else ""
-        host = topology_host(self._topology, name)
-        return Inventory.model_validate(await host.probe(state_root(), [], environment=environment))
 
     def _side(self, name: str) -> Side:
         if self._all_here:
