@@ -51,4 +51,14 @@ def test_where_nothing_runs_there_is_nothing_to_take_up(cluster: Cluster, tmp_pa
     cli = launcher(tmp_path / "first")
     attached = cli("attach", cli.write(light(cli, ["a", "b"])))
     assert attached.returncode == ExitCode.NOT_FOUND
-    assert "no deployment 'light' runs on the topology's hosts: a, b" in attached.stderr
+    assert "no deployment 'light' that this pdctl knows runs on the topology's hosts a, b" in attached.stderr
+
+
+def test_what_is_not_known_is_not_denied(cluster: Cluster, tmp_path: Path):
+    """The hosts are off: whether a deployment runs there cannot be said."""
+    cli = launcher(tmp_path / "first")
+    for host in cluster:
+        host.power_off()
+    attached = cli("attach", cli.write(light(cli, ["a", "b"])))
+    assert attached.returncode == ExitCode.UNREACHABLE
+    assert attached.stderr.startswith("error: host a: `ssh a`: ")

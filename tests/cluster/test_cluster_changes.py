@@ -9,22 +9,10 @@ from tests.cluster.cluster_serving import serving, topology
 from tests.cluster.conftest import StartCluster
 from tests.e2e.chaos_load import learn, mixed_requests, steady_load
 from tests.e2e.e2e_harness import Cli
-from tests.engine.tiny import make_tiny_model
 
 pytestmark = pytest.mark.chaos
 
 ARGS = {"args": {"dtype": "float32", "max-model-len": 1024}}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    (tmp_path / "run").mkdir(mode=0o700)
-    return Cli(tmp_path)
 
 
 def test_an_engine_comes_to_another_host_and_goes_again(start_cluster: StartCluster, cli: Cli, model: Path):

@@ -4,7 +4,6 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from pathlib import Path
 
 import pytest
 
@@ -37,12 +36,6 @@ def cluster(start_cluster: StartCluster) -> Iterator[Cluster]:
     cluster = start_cluster(a=Spec(), b=Spec())
     yield cluster
     cluster.check_gone()
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    (tmp_path / "run").mkdir(mode=0o700)
-    return Cli(tmp_path)
 
 
 def slow(cli: Cli) -> dict[str, object]:

@@ -1,25 +1,16 @@
 """Deployments over several hosts."""
 
+import os
+import signal
+import subprocess
 from pathlib import Path
 
-import pytest
-
+from tests.cluster.cluster_chaos import light
 from tests.cluster.cluster_host import HOME, Spec
 from tests.cluster.cluster_serving import ask, serving, topology
 from tests.cluster.conftest import StartCluster
-from tests.e2e.e2e_harness import Cli
-from tests.engine.tiny import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    (tmp_path / "run").mkdir(mode=0o700)
-    return Cli(tmp_path)
+from tests.e2e.e2e_harness import PDCTL, Cli, wait_for_line
+from tests.processes import Spawned
 
 
 def test_prefill_and_decode_on_two_hosts(start_cluster: StartCluster, cli: Cli, model: Path):
@@ -39,4 +30,20 @@ def test_prefill_and_decode_on_two_hosts(start_cluster: StartCluster, cli: Cli, 
         logs = cli("logs", "--name", "far", "--tail", "3").stdout
         assert "decode-0" in logs
     assert "pdctl" not in str(list(cluster["jump"].path(HOME).rglob("*"))), "the jump host needs nothing of ours"
+    cluster.check_gone()
+
+
+def test_ctrl_c_in_the_foreground_ends_all_on_all_hosts(start_cluster: StartCluster, cli: Cli):
+    """A terminal sends it to pdctl and to every ssh that it has started."""
+    cluster = start_cluster(a=Spec(), b=Spec())
+    command = [PDCTL, "up", cli.write(light(cli, ["a", "b"]))]
+    pipe = subprocess.PIPE
+    with Spawned(
+        command, env=cli.environment, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as up:
+        wait_for_line(up, "light is ready at")
+        os.killpg(up.pid, signal.SIGINT)
+        said, _ = up.communicate(timeout=60)
+    assert up.returncode == 0, said
+    assert said.rstrip().endswith("light is down: nothing of it runs")
     cluster.check_gone()

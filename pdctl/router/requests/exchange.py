@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})  # an engine's answers that another engine may better
-_PEER_FAILED = frozenset({500, 502, 504})  # those that may be its peer's fault: vLLM and SGLang say 500 where KV is lost
+_PEER_FAILED = frozenset(
+    {500, 502, 504}
+)  # those that may be its peer's fault: vLLM and SGLang say 500 where KV is lost
 
 
 class Exchange:
